@@ -1,0 +1,332 @@
+"""Rows and events to vectors: the one implementation that serves, replays and makes training data.
+
+A pure function of (rows, events): no clock, no randomness, no model output, and the same bits however
+the log was cut into batches. Events of one account are folded in rounds, round k taking the k-th event
+of every account, so a round is one vectorised step; shared entities need no rounds (entities.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.features import entities, labels
+from stream.features.batch import Assembled, EventBatch, LabelBatch
+from stream.features.columns import entity_codes
+from stream.features.duplicates import find_duplicates
+from stream.features.operators import Operator
+from stream.features.pool import RowPool, Slots
+from stream.features.rows import NEVER, RING, TILES, AccountRows, EntityRows, tile_widths_ms
+from stream.features.spec import Domain, window_ms
+from stream.features.view import LOG_SCALE, EntityColumns, View
+
+I64 = NDArray[np.int64]
+_FLOAT16_LIMIT = 60_000.0
+
+RowName = tuple[str, int, str]
+"""Kind of row ("account" or an entity's name), partition, identity."""
+
+
+@dataclass(slots=True)
+class Located:
+    """Slots of a batch's rows, -1 where a row is not in memory (or the event has no such entity)."""
+
+    accounts: Slots
+    entities: dict[str, Slots]
+
+
+class FeatureState:
+    """All rows of one worker, for one domain. Not thread-safe: the engine's thread owns it."""
+
+    def __init__(
+        self, domain: Domain, *, accounts: int = 131_072, entities: int = 65_536, use_others: bool = True
+    ) -> None:
+        """`accounts` and `entities` bound the rows in memory; `use_others` lets other partitions' values in."""
+        self.domain = domain
+        self.use_others = use_others
+        self._step = cast(Sequence[Operator], domain.step)
+        self._aggregates = cast(Sequence[Operator], domain.aggregates)
+        fields = [field for op in (*self._step, *self._aggregates) for field in op.same_fields]
+        self.accounts = AccountRows(domain, accounts, tuple(dict.fromkeys(fields)))
+        self.entities = {entity.name: EntityRows(entity, entities) for entity in domain.entities}
+        self._horizon_ms = max(window_ms(window) for window in domain.windows)
+        self._widths_ms = tile_widths_ms(domain.windows)
+
+    # --- rows in and out of memory
+
+    def next_turn(self) -> None:
+        """Rows of earlier turns may be evicted from now on."""
+        for pool in self.pools():
+            pool.next_turn()
+
+    def pools(self) -> list[RowPool]:
+        """Accounts first: the order in which a flush writes them (engine/checkpoint.py says why)."""
+        return [self.accounts.pool, *(rows.pool for rows in self.entities.values())]
+
+    def missing(self, batch: EventBatch | LabelBatch) -> list[RowName]:
+        """The rows that the batch needs and that are not in memory, each once, accounts first."""
+        located = self._locate(batch)
+        names: dict[RowName, None] = {}
+        partition = batch.partition.tolist()
+        for i in np.flatnonzero(located.accounts < 0).tolist():
+            names[("account", partition[i], batch.accounts[i])] = None
+        for kind, slots in located.entities.items():
+            identities = batch.entities[kind]
+            for i in np.flatnonzero(slots < 0).tolist():
+                identity = identities[i]
+                if identity is not None:
+                    names[(kind, partition[i], identity)] = None
+        return list(names)
+
+    def admit(self, names: Sequence[RowName], keys: Sequence[bytes], rows: Sequence[bytes | None]) -> None:
+        """Takes rows into memory: as packed, or new where None. ArenaFullError when there is no room."""
+        groups: dict[tuple[str, int], list[int]] = {}
+        for i, (kind, partition, _) in enumerate(names):
+            groups.setdefault((kind, partition), []).append(i)
+        for (kind, partition), members in groups.items():
+            owner = self._rows(kind)
+            slots = owner.pool.add(partition, [names[i][2] for i in members])
+            if kind == "account":
+                self.accounts.unflushed[slots] = 0
+            found = []
+            for slot, i in zip(slots.tolist(), members, strict=True):
+                owner.pool.key[slot] = keys[i]
+                if rows[i] is not None:
+                    found.append((slot, rows[i]))
+            if found:
+                owner.unpack(np.array([slot for slot, _ in found]), [cast(bytes, row) for _, row in found])
+
+    def admit_new(self, batch: EventBatch | LabelBatch) -> None:
+        """Makes empty rows for all that is missing: for use without a store."""
+        names = self.missing(batch)
+        self.admit(names, [b""] * len(names), [None] * len(names))
+
+    def pack(self, kind: str, slots: Slots) -> list[bytes]:
+        return self._rows(kind).pack(slots)
+
+    def mark_clean(self, kind: str, slots: Slots) -> None:
+        """The store holds these rows as they are now."""
+        self._rows(kind).pool.dirty[slots] = False
+        if kind == "account":
+            self.accounts.unflushed[slots] = 0
+
+    def drop(self, partition: int) -> None:
+        """Forgets every row of a partition, unwritten changes too."""
+        for pool in self.pools():
+            pool.drop(partition)
+
+    def _rows(self, kind: str) -> AccountRows | EntityRows:
+        return self.accounts if kind == "account" else self.entities[kind]
+
+    def _locate(self, batch: EventBatch | LabelBatch) -> Located:
+        accounts = np.full(len(batch), -1, dtype=np.int64)
+        kinds = {kind: np.full(len(batch), -1, dtype=np.int64) for kind in self.entities}
+        for partition in np.unique(batch.partition).tolist():
+            chosen = np.flatnonzero(batch.partition == partition)
+            places = chosen.tolist()
+            accounts[chosen] = self.accounts.pool.find(partition, [batch.accounts[i] for i in places])
+            for kind, slots in kinds.items():
+                identities = batch.entities[kind]
+                slots[chosen] = self.entities[kind].pool.find(partition, [identities[i] for i in places])
+        return Located(accounts, kinds)
+
+    # --- labels
+
+    def fold_labels(self, batch: LabelBatch) -> labels.LabelOutcome:
+        """Folds labels into the rows of their accounts and entities. Rows must be in memory."""
+        located = self._locate(batch)
+        if (located.accounts < 0).any():
+            raise ValueError("fold_labels: rows are missing; load what `missing` names first")
+        outcome = labels.fold_accounts(self.accounts, located.accounts, batch)
+        for kind, slots in located.entities.items():
+            rows = self.entities[kind]
+            included = batch.offset < rows.pool["labels_offset"][slots]
+            slots[outcome.duplicate | included] = -1
+            entities.fold_labels(rows, slots, outcome.change, batch.known_ms, batch.offset)
+        return outcome
+
+    # --- events
+
+    def assemble(self, batch: EventBatch) -> Assembled:
+        """Vectors of B events, and the events folded into the rows. Rows must be in memory.
+
+        Events that a row already includes (a replay) change nothing there; their vectors are zeros.
+        """
+        located = self._locate(batch)
+        slots = located.accounts
+        if (slots < 0).any():
+            raise ValueError("assemble: rows are missing; load what `missing` names first")
+        duplicate, included = find_duplicates(self.accounts.pool, slots, batch.event_hash, batch.offset)
+        result = self._empty_result(len(batch), duplicate)
+        columns = self._entity_columns(batch, located, duplicate, result)
+        codes = self._codes(batch)
+        for index in _rounds(slots, ~duplicate & ~included):
+            self._round(batch, codes, columns, index, slots[index], result)
+        # A duplicate changes nothing but the row's offset: it has been seen up to here.
+        return result
+
+    def _empty_result(self, events: int, duplicate: NDArray[np.bool_]) -> Assembled:
+        length, width = self.domain.sequence_length, len(self.domain.step_columns)
+        flags = (np.zeros(events, dtype=np.bool_) for _ in range(3))
+        return Assembled(
+            np.zeros((events, length, width), dtype=np.float32),
+            np.ones(events, dtype=np.int64),
+            np.zeros((events, len(self.domain.aggregate_columns)), dtype=np.float32),
+            duplicate,
+            *flags,
+        )
+
+    def _entity_columns(
+        self, batch: EventBatch, located: Located, duplicate: NDArray[np.bool_], result: Assembled
+    ) -> dict[str, EntityColumns]:
+        columns = {}
+        for kind, slots in located.entities.items():
+            rows = self.entities[kind]
+            slots[duplicate | (batch.offset < rows.pool["offset"][slots])] = -1
+            own, merged, shared = entities.evaluate_and_fold(
+                rows, slots, batch.time_ms, batch.amount_minor, batch.offset, use_others=self.use_others
+            )
+            columns[kind] = EntityColumns(rows, own, merged)
+            result.shared |= shared
+        return columns
+
+    def _codes(self, batch: EventBatch) -> dict[str, NDArray[np.uint32]]:
+        return {
+            field: entity_codes(batch.entities[field])
+            if field in batch.entities
+            else batch.categories[field].astype(np.uint32)
+            for field in self.accounts.same_fields
+        }
+
+    def _round(
+        self,
+        batch: EventBatch,
+        codes: dict[str, NDArray[np.uint32]],
+        columns: dict[str, EntityColumns],
+        index: I64,
+        slots: Slots,
+        result: Assembled,
+    ) -> None:
+        """One event each of different accounts: vectors from the rows before, then the rows after."""
+        pool = self.accounts.pool
+        newest = pool["newest"][slots]
+        time_ms = batch.time_ms[index]
+        idle = (newest > NEVER) & (time_ms - newest > self._horizon_ms)
+        if idle.any():
+            self.accounts.begin_anew(slots[idle])
+        view = View(batch, codes, columns, self.accounts, index, slots)
+        step = np.empty((len(index), len(self.domain.step_columns)), dtype=np.float64)
+        _compute(self._step, view, step)
+        view.scope = "all"
+        aggregates = np.empty((len(index), len(self.domain.aggregate_columns)), dtype=np.float64)
+        _compute(self._aggregates, view, aggregates)
+        result.aggregates[index] = aggregates
+        result.late[index] = time_ms < newest
+        result.saturated[index] = view.saturated
+        self._fold_tiles(slots, pool["folded"][slots] % RING)
+        self._fold_ring(batch, codes, view, index, slots)
+        self._fold_summary(batch, view, index, slots)
+        self._fold_step(step, index, slots, result)
+        pool["offset"][slots] = batch.offset[index] + 1
+        pool.dirty[slots] = True
+        self.accounts.unflushed[slots] += 1
+
+    def _fold_tiles(self, slots: Slots, place: I64) -> None:
+        """What is about to leave the ring goes into the tiles; it may be none."""
+        pool = self.accounts.pool
+        leaving_time = pool["ring_time"][slots, place]
+        leaves = np.flatnonzero(leaving_time > NEVER)
+        if not len(leaves):
+            return
+        rows, places = slots[leaves], place[leaves]
+        tile = leaving_time[leaves][:, None] // self._widths_ms  # (n, W)
+        where = tile % TILES
+        w = np.arange(len(self._widths_ms))
+        at = (rows[:, None], w[None, :], where)
+        stored = pool["tile_epoch"][at]
+        code = pool[f"code_{self.accounts.same_fields[0]}"][rows, places].astype(np.uint64)
+        bit = np.where(code > 0, np.uint64(1) << (code % np.uint64(64)), np.uint64(0))
+        amount = np.maximum(pool["ring_amount"][rows, places], 0)
+        keep = stored > tile  # an older late event: its tile is gone
+        same = stored == tile
+        count = np.where(same, pool["tile_count"][at], 0) + 1
+        total = np.where(same, pool["tile_sum"][at], 0) + amount[:, None]
+        bits = np.where(same, pool["tile_bits"][at], np.uint64(0)) | bit[:, None]
+        for name, value in (("tile_count", count), ("tile_sum", total), ("tile_bits", bits), ("tile_epoch", tile)):
+            pool[name][at] = np.where(keep, pool[name][at], value)
+
+    def _fold_ring(
+        self, batch: EventBatch, codes: dict[str, NDArray[np.uint32]], view: View, index: I64, slots: Slots
+    ) -> None:
+        pool = self.accounts.pool
+        place = pool["folded"][slots] % RING
+        for field in self.accounts.same_fields:
+            same = view.same(field) & (view.row("ring_time") > NEVER)
+            newer = (same & (view.age_ms < 0)).any(axis=1)
+            newest = pool[f"newest_{field}"][slots] & ~(same & (view.age_ms >= 0))
+            newest[np.arange(len(slots)), place] = (codes[field][index] != 0) & ~newer
+            pool[f"newest_{field}"][slots] = newest
+            pool[f"code_{field}"][slots, place] = codes[field][index]
+        pool["ring_time"][slots, place] = view.time_ms
+        pool["ring_amount"][slots, place] = view.amount_minor
+        pool["ring_hash"][slots, place] = batch.event_hash[index]
+        pool["ring_offset"][slots, place] = batch.offset[index]
+
+    def _fold_summary(self, batch: EventBatch, view: View, index: I64, slots: Slots) -> None:
+        pool, time_ms = self.accounts.pool, view.time_ms
+        first = pool["first"][slots]
+        pool["first"][slots] = np.where(first > NEVER, np.minimum(first, time_ms), time_ms)
+        pool["newest"][slots] = np.maximum(pool["newest"][slots], time_ms)
+        pool["hours"][slots, (time_ms // 3_600_000) % 24] += 1
+        priced = view.amount_minor >= 0
+        scaled = np.where(priced, np.rint(LOG_SCALE * np.nan_to_num(view.log_amount)), 0).astype(np.int64)
+        pool["norm_n"][slots] += priced
+        pool["norm_sum"][slots] += scaled
+        pool["norm_squares"][slots] += scaled * scaled
+        latitude, longitude = batch.latitude[index], batch.longitude[index]
+        placed = np.isfinite(latitude) & np.isfinite(longitude)
+        rows = slots[placed]
+        pool["place_time"][rows] = time_ms[placed]
+        pool["place_latitude"][rows] = latitude[placed]
+        pool["place_longitude"][rows] = longitude[placed]
+
+    def _fold_step(self, step: NDArray[np.float64], index: I64, slots: Slots, result: Assembled) -> None:
+        """Caches the step vector (float16) and gathers the account's last T, oldest first."""
+        pool, length = self.accounts.pool, self.domain.sequence_length
+        folded = pool["folded"][slots]
+        pool["steps"][slots, folded % length] = np.clip(step, -_FLOAT16_LIMIT, _FLOAT16_LIMIT)
+        folded += 1
+        pool["folded"][slots] = folded
+        lengths = np.minimum(folded - pool["since"][slots], length)
+        position = np.arange(length)
+        sequence = pool["steps"][slots[:, None], (folded[:, None] - lengths[:, None] + position) % length]
+        sequence = np.where((position < lengths[:, None])[:, :, None], sequence, np.float16(0))
+        result.steps[index] = sequence
+        result.lengths[index] = lengths
+
+
+def _compute(operators: Sequence[Operator], view: View, out: NDArray[np.float64]) -> None:
+    column = 0
+    for operator in operators:
+        for values in operator.compute(view):
+            out[:, column] = values
+            column += 1
+
+
+def _rounds(slots: Slots, active: NDArray[np.bool_]) -> list[I64]:
+    """Positions of the active events by rank within their account: first events, second events, ..."""
+    chosen = np.flatnonzero(active)
+    if not len(chosen):
+        return []
+    order = np.argsort(slots[chosen], kind="stable")
+    ordered = slots[chosen][order]
+    starts = np.concatenate(([True], ordered[1:] != ordered[:-1]))
+    position = np.arange(len(ordered))
+    rank = position - np.maximum.accumulate(np.where(starts, position, 0))
+    by_rank = np.argsort(rank, kind="stable")
+    ends = np.cumsum(np.bincount(rank))[:-1]
+    return [np.sort(part) for part in np.split(chosen[order][by_rank], ends)]

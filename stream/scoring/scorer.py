@@ -1,0 +1,128 @@
+"""What the engine asks of a model, the TorchScript implementation, and the slot that holds the running one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.errors import BundleRefused, ScoringFailed
+from stream.features.spec import Domain
+from stream.scoring.bundle import Manifest, VerifiedBundle
+
+_WARM_UP_SIZES = (1, 2, 16, 64, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a model says of B events; every array is (B,) float32 and finite."""
+
+    probability: NDArray[np.float32]
+    """Calibrated probability of fraud."""
+    log_odds: NDArray[np.float32]
+    """ln(p / (1 - p)) of it, unrounded at the ends: what an attribution takes differences of."""
+    components: dict[str, NDArray[np.float32]]
+    """The model's other probabilities by name ("sequence", "aggregate")."""
+
+
+class Scorer(Protocol):
+    """A model that is ready to run."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def score(
+        self, steps: NDArray[np.float32], lengths: NDArray[np.int64], aggregates: NDArray[np.float32]
+    ) -> Scores:
+        """Scores B events: steps (B,T,F) and aggregates (B,D) hold all of the domain's columns, lengths is (B,).
+
+        Blocks. ScoringFailed when the model raises or an output is not finite. An event's score does not
+        depend on what else is in the batch, to 1e-6.
+        """
+        ...
+
+
+class TorchScorer:
+    """Runs a verified bundle. Importing torch and a warm-up happen here, so that no scored event waits for them."""
+
+    def __init__(self, bundle: VerifiedBundle, domain: Domain, *, threads: int = 1) -> None:
+        """`domain` says which columns `score` will be given. `threads` holds for the process. Blocks (about 50 ms).
+
+        BundleRefused when the domain lacks a column, or the program does not run.
+        """
+        from stream.scoring.torchscript import LoadedProgram, ProgramFailed, set_threads  # noqa: PLC0415
+
+        self._failure = ProgramFailed
+        self._manifest = bundle.manifest
+        self._step_index = bundle.step_index(domain)
+        self._aggregate_index = bundle.aggregate_index(domain)
+        self._widths = (len(domain.step_columns), len(domain.aggregate_columns))
+        set_threads(threads)
+        try:
+            self._program = LoadedProgram(bundle.program)
+            self._warm_up()
+        except (ProgramFailed, ScoringFailed) as error:
+            raise BundleRefused(f"model.ts: {error}") from None
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    def score(
+        self, steps: NDArray[np.float32], lengths: NDArray[np.int64], aggregates: NDArray[np.float32]
+    ) -> Scores:
+        if len(lengths) == 0:
+            empty = np.zeros(0, dtype=np.float32)
+            return Scores(empty, empty, dict.fromkeys(self._manifest.components, empty))
+        if self._step_index is not None:
+            steps = np.take(steps, self._step_index, axis=2)
+        if self._aggregate_index is not None:
+            aggregates = np.take(aggregates, self._aggregate_index, axis=1)
+        try:
+            outputs = self._program.run(steps, lengths, aggregates)
+        except self._failure as error:
+            raise ScoringFailed(f"model {self._manifest.label} {error}") from None
+        for name, values in outputs.items():
+            if values.shape != lengths.shape or not np.isfinite(values).all():
+                raise ScoringFailed(f"model {self._manifest.label}: output {name!r} has a value that is not finite")
+        components = {name: outputs[name] for name in self._manifest.components}
+        return Scores(outputs["probability"], outputs["log_odds"], components)
+
+    def _warm_up(self) -> None:
+        """The first call of each batch size builds kernels: do that for common sizes now."""
+        width, depth = self._widths
+        for size in _WARM_UP_SIZES:
+            steps = np.zeros((size, self._manifest.sequence_length, width), dtype=np.float32)
+            self.score(steps, np.ones(size, dtype=np.int64), np.zeros((size, depth), dtype=np.float32))
+
+
+class _Held(NamedTuple):
+    current: Scorer | None
+    previous: Scorer | None
+
+
+class ModelSlot:
+    """Holds the running scorer. Every change is one assignment, so a reader on another thread sees old or new.
+
+    A turn reads `current` once and keeps what it got. Changes must come from one thread.
+    """
+
+    def __init__(self, scorer: Scorer | None = None) -> None:
+        self._held = _Held(scorer, None)
+
+    def current(self) -> Scorer | None:
+        """The scorer to use; None means rules only."""
+        return self._held.current
+
+    def replace(self, scorer: Scorer) -> Scorer | None:
+        """Makes `scorer` the current one; returns the one it replaced, which `fall_back` would bring back."""
+        former = self._held.current
+        self._held = _Held(scorer, former)
+        return former
+
+    def fall_back(self) -> Scorer | None:
+        """Drops the current scorer for the one before it (None: rules only); returns what is current now."""
+        self._held = _Held(self._held.previous, None)
+        return self._held.current

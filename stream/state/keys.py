@@ -1,0 +1,74 @@
+"""Names of keys in the page store, made in one place.
+
+    {namespace:spec_id:PARTITION}:checkpoint            W of a partition
+    {namespace:spec_id:PARTITION}:row:KIND:HASH         a row
+    {namespace:spec_id:copies-X}:copy:KIND:HASH         the copies of one entity, a hash by partition
+
+The part in braces is the hash tag: in a cluster, W and the rows of a partition share one slot. The copies
+are spread over sixteen tags (X is the first digit of the hash), so that many fit into one script call.
+Every name begins with `{namespace:`, which is the pattern for an ACL.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from urllib.parse import quote
+
+_HASH_BYTES = 16
+_LONGEST_KEY = 64
+_COPY_TAGS = "0123456789abcdef"
+
+
+class KeyNames:
+    """Pure: the same arguments give the same names in every process."""
+
+    def __init__(self, namespace: str, spec_id: str, secret: bytes) -> None:
+        # A group's name may hold braces, colons or glob characters; quoted, it cannot.
+        self.prefix = b"{%b:" % quote(namespace, safe="").encode()
+        self._stem = self.prefix + quote(spec_id, safe="").encode() + b":"
+        key = secret if len(secret) <= _LONGEST_KEY else hashlib.blake2b(secret).digest()
+        self._empty = hashlib.blake2b(digest_size=_HASH_BYTES, key=key)
+        self._row_stems: dict[tuple[int, str], tuple[bytes, hashlib.blake2b]] = {}
+
+    def row(self, partition: int, kind: str, identity: str) -> bytes:
+        """The name of a row: `kind` is readable, the identity is a keyed hash."""
+        cached = self._row_stems.get((partition, kind))
+        if cached is None:
+            stem = self.tag(partition) + b":row:" + quote(kind, safe="").encode() + b":"
+            cached = self._row_stems[partition, kind] = (stem, self._hash_of_kind(kind))
+        stem, hasher = cached
+        hasher = hasher.copy()
+        hasher.update(identity.encode("utf-8", "surrogatepass"))
+        return stem + hasher.hexdigest().encode()
+
+    def checkpoint(self, partition: int) -> bytes:
+        return self.tag(partition) + b":checkpoint"
+
+    def copies(self, kind: str, identity: str) -> bytes:
+        """The name of an entity's hash of copies."""
+        hasher = self._hash_of_kind(kind)
+        hasher.update(identity.encode("utf-8", "surrogatepass"))
+        digest = hasher.hexdigest().encode()
+        return b"%bcopies-%b}:copy:%b:%b" % (self._stem, digest[:1], quote(kind, safe="").encode(), digest)
+
+    def tag(self, partition: int) -> bytes:
+        """The hash tag of a partition, with its braces: all its names begin with it."""
+        return b"%b%d}" % (self._stem, partition)
+
+    def copy_tags(self) -> list[bytes]:
+        """The hash tags of the copies: all their names begin with one of these."""
+        return [b"%bcopies-%b}" % (self._stem, digit.encode()) for digit in _COPY_TAGS]
+
+    def probe(self) -> bytes:
+        """A name that nothing else uses, to try rights with."""
+        return self._stem + b"probe}:row:probe:probe"
+
+    @staticmethod
+    def tag_of(name: bytes) -> bytes:
+        """The hash tag of a name."""
+        return name[: name.index(b"}") + 1]
+
+    def _hash_of_kind(self, kind: str) -> hashlib.blake2b:
+        hasher = self._empty.copy()
+        hasher.update(kind.encode() + b"\0")
+        return hasher

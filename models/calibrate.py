@@ -15,6 +15,9 @@ Array = NDArray[Any]
 MINIMUM_FRAUDS = 20
 """With fewer, a slope would be noise: only the level is fitted."""
 
+SLOPE_RANGE = (0.05, 4.0)
+"""A head without signal gets a slope of no meaning, even a negative one; a steep one would magnify rounding."""
+
 DECLINE_PRECISION = 0.8
 """A decline must have been right this often on the validation period."""
 
@@ -27,13 +30,18 @@ def fit_platt(log_odds: Array, label: Array) -> tuple[float, float]:
     Platt, "Probabilistic Outputs for Support Vector Machines", 1999. Monotone and smooth: unlike an isotonic
     step it cannot turn a rounding difference of 1e-7 into another score.
     """
+    slope = 1.0
     if int(label.sum()) >= MINIMUM_FRAUDS:
-        model = LogisticRegression(C=1e6, max_iter=1000).fit(log_odds.reshape(-1, 1), label)
-        slope = float(model.coef_[0, 0])
-        # A head without signal gets a slope of no meaning, even a negative one: then only fit the level.
-        if slope > 0.05:
-            return slope, float(model.intercept_[0])
-    return 1.0, _level(log_odds, label)
+        # Platt's own guard against a slope that grows without end on separable data: targets a little inside 0 and 1.
+        target = np.where(label > 0, 1.0 - 1.0 / (label.sum() + 2.0), 1.0 / ((1 - label).sum() + 2.0))
+        model = LogisticRegression(C=1e6, max_iter=1000)
+        model.fit(
+            np.tile(log_odds, 2).reshape(-1, 1),
+            np.repeat([1, 0], len(label)),
+            sample_weight=np.concatenate([target, 1.0 - target]),
+        )
+        slope = float(np.clip(model.coef_[0, 0], *SLOPE_RANGE))
+    return slope, _level(slope * log_odds, label)
 
 
 def _level(log_odds: Array, label: Array) -> float:

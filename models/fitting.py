@@ -28,15 +28,15 @@ _WATCHED_GENUINE = 30_000
 class FitOptions:
     """How a net is trained. The defaults suit fraud rates of 0.1 to 5 percent."""
 
-    epochs: int = 16
-    patience: int = 4
+    epochs: int = 8
+    patience: int = 3
     """Epochs without a better validation average precision before stopping."""
     batch_size: int = 512
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     genuine_per_fraud: int = 30
     """Genuine events drawn anew for each epoch, per fraud; the calibration undoes the change of prior."""
-    epoch_events: int = 20_000
+    epoch_events: int = 10_000
     """An epoch draws at least so many genuine events, if there are."""
     branch_weight: float = 0.3
     """Weight of each branch's own loss: it keeps both branches useful by themselves."""

@@ -1,10 +1,9 @@
 """The networks. One today: RiskNet, an LSTM over the step vectors joined with an MLP over the aggregates.
 
 Everything between the raw feature values and the calibrated probability is inside the module, so what is
-exported is the whole function. Written for torch.jit.script and torch.export alike.
+exported is the whole function. Written for torch.jit.script and torch.export alike; the former cannot read
+postponed annotations, so this file must not `from __future__ import annotations`.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,11 +28,15 @@ HEADS: Final = ("probability", "sequence", "aggregate")
 class ColumnStatistics:
     """What normalisation needs of C columns, learnt from training events. Arrays are (C,)."""
 
+    log: NDArray[np.bool_]
+    """The net looks at ln(1 + x)."""
     mean: NDArray[np.float32]
-    scale: NDArray[np.float32]
-    """Positive."""
+    """Of what the net looks at, as is `factor`."""
+    factor: NDArray[np.float32]
+    """One over the spread. 0 for a category, and for a column that training never saw vary: weights that no
+    data taught must not speak on the day it does."""
     missing: NDArray[np.bool_]
-    """The column was missing in at least one training event: it gets an indicator."""
+    """The column was missing in some training events and present in others: it gets an indicator."""
     cardinality: NDArray[np.int64]
     """0 for a number; above 0 a category code below it."""
 
@@ -51,8 +54,11 @@ class NetOptions:
 class ColumnEncoder(nn.Module):
     """(..., C) raw values, NaN where missing, to (..., `width`): normalised numbers, indicators, embeddings."""
 
+    clip: Final[float]
+    logs: Final[int]
     categories: Final[int]
     indicators: Final[int]
+    log: Tensor
     mean: Tensor
     factor: Tensor
     category_index: Tensor
@@ -66,29 +72,37 @@ class ColumnEncoder(nn.Module):
         category_index = np.flatnonzero(~numeric)
         missing_index = np.flatnonzero(statistics.missing & numeric)
         cardinality = statistics.cardinality[category_index]
+        self.clip = CLIP
+        self.logs = int(statistics.log.sum())
         self.categories = len(category_index)
         self.indicators = len(missing_index)
         self.width = len(numeric) + self.indicators + self.categories * embedding
         # Category columns stay in place with factor 0: cheaper than gathering the numeric ones out.
-        factor = np.where(numeric, 1.0 / statistics.scale, 0.0)
+        self.register_buffer("log", torch.from_numpy(statistics.log))
         self.register_buffer("mean", torch.from_numpy(statistics.mean.astype(np.float32)))
-        self.register_buffer("factor", torch.from_numpy(factor.astype(np.float32)))
+        self.register_buffer("factor", torch.from_numpy(np.where(numeric, statistics.factor, 0.0).astype(np.float32)))
         self.register_buffer("category_index", torch.from_numpy(category_index))
         self.register_buffer("missing_index", torch.from_numpy(missing_index))
-        self.register_buffer("highest_code", torch.from_numpy(cardinality - 1))
+        self.register_buffer("highest_code", torch.from_numpy((cardinality - 1).astype(np.float32)))
         self.register_buffer("first_row", torch.from_numpy(np.cumsum(cardinality) - cardinality))
         # One table for all columns, each with its own range of rows: one look-up for all.
         self.table = nn.Embedding(max(1, int(cardinality.sum())), embedding)
+        # From zero, so that a code that training never met says nothing.
+        nn.init.zeros_(self.table.weight)
 
     def forward(self, values: Tensor) -> Tensor:
-        known = torch.nan_to_num((values - self.mean) * self.factor, nan=0.0)
-        parts = [torch.clamp(known, -CLIP, CLIP)]
+        seen = values
+        if self.logs > 0:
+            seen = torch.where(self.log, torch.log1p(torch.clamp(values, min=0.0)), values)
+        known = torch.nan_to_num((seen - self.mean) * self.factor, nan=0.0)
+        parts = [torch.clamp(known, -self.clip, self.clip)]
         if self.indicators > 0:
             parts.append(torch.isnan(values.index_select(-1, self.missing_index)).to(values.dtype))
         if self.categories > 0:
             codes = torch.nan_to_num(values.index_select(-1, self.category_index), nan=0.0)
-            rows = torch.minimum(codes.clamp(min=0.0).to(torch.int64), self.highest_code) + self.first_row
-            parts.append(self.table(rows).flatten(-2))
+            # Bounded as floats: a huge one would turn negative as an integer.
+            codes = torch.minimum(codes.clamp(min=0.0), self.highest_code)
+            parts.append(self.table(codes.to(torch.int64) + self.first_row).flatten(-2))
         return torch.cat(parts, dim=-1)
 
 

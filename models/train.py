@@ -149,24 +149,26 @@ def _train(dataset: TrainingSet, options: TrainOptions, listener: ProgressListen
 
 
 def column_statistics(values: Values, columns: Sequence[Column]) -> ColumnStatistics:
-    """Mean and scale of each column of (N, C), over what is present, the outermost thousandth on each side cut off.
+    """Mean and spread of each column of (N, C), over what is present, the outermost thousandth on each side cut off.
 
-    Where cutting leaves no spread (a flag that is rarely set) the plain spread counts; where there is none, 1.
+    Where cutting leaves no spread (a flag that is rarely set) the plain spread counts.
     """
-    mean, scale = np.zeros(len(columns), np.float32), np.ones(len(columns), np.float32)
+    mean, factor = np.zeros(len(columns), np.float32), np.zeros(len(columns), np.float32)
     for position, column in enumerate(columns):
         present = values[:, position].astype(np.float64)
         present = present[np.isfinite(present)]
         if column.cardinality or len(present) == 0:
             continue
-        low, high = np.quantile(present, (0.001, 0.999))
-        cut = np.clip(present, low, high)
-        spread = float(cut.std()) or float(present.std())
-        mean[position], scale[position] = cut.mean(), spread if spread > 1e-6 else 1.0
+        looked_at = np.log1p(np.maximum(present, 0.0)) if column.log else present
+        cut = np.clip(looked_at, *np.quantile(looked_at, (0.001, 0.999)))
+        spread = float(cut.std()) or float(looked_at.std())
+        mean[position], factor[position] = cut.mean(), 1.0 / spread if spread > 1e-6 else 0.0
+    missing = np.isnan(values).mean(axis=0).reshape(-1)
     return ColumnStatistics(
+        log=np.array([column.log for column in columns]),
         mean=mean,
-        scale=scale,
-        missing=np.isnan(values).any(axis=0).reshape(-1),
+        factor=factor,
+        missing=(missing > 0) & (missing < 1),
         cardinality=np.array([column.cardinality for column in columns], dtype=np.int64),
     )
 

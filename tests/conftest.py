@@ -30,7 +30,11 @@ ServerT = TypeVar("ServerT", bound=LocalServer)
 
 def _running(server: type[ServerT], data: Path) -> Iterator[ServerT]:
     require(server)
-    started = server(data).start()
+    yield from _until_done(server(data))
+
+
+def _until_done(server: ServerT) -> Iterator[ServerT]:
+    started = server.start()
     yield started
     # The data are thrown away, so nothing is gained by a clean end.
     started.kill()
@@ -39,7 +43,10 @@ def _running(server: type[ServerT], data: Path) -> Iterator[ServerT]:
 @pytest.fixture(scope="session")
 def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
     """Real Apache Kafka, one KRaft node. Tests use topics and groups of their own (`unique`)."""
-    yield from _running(ApacheKafka, tmp_path_factory.mktemp("apache-kafka"))
+    require(ApacheKafka)
+    # By default the broker looks only every 10 s for transactions that have timed out.
+    properties = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000"}
+    yield from _until_done(ApacheKafka(tmp_path_factory.mktemp("apache-kafka"), properties=properties))
 
 
 @pytest.fixture(scope="session")

@@ -117,6 +117,7 @@ class RedisSettings(Section):
     )
     key_secret: SecretStr = Field(
         default=SecretStr("riskstream"),
+        min_length=8,
         description="secret of the keyed hash in key names; changing it starts a new state",
     )
     timeout_ms: int = Field(

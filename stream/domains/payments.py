@@ -119,55 +119,72 @@ _AGGREGATES = (
 _MANY = float("inf")
 _REASONS = (
     ReasonTemplate(
-        "VELOCITY_10MIN", "velocity", "{count_10min:.0f} payments in 10 min, usually {usual_per_day:.1f} per day",
+        "VELOCITY_10MIN",
+        "velocity",
+        "{count_10min:.0f} payments in 10 min, usually {usual_per_day:.1f} per day",
         (("count_10min", 3, _MANY),),
     ),
     ReasonTemplate(
-        "VELOCITY_1H", "velocity", "{count_1h:.0f} payments in 1 h, usually {usual_per_day:.1f} per day",
+        "VELOCITY_1H",
+        "velocity",
+        "{count_1h:.0f} payments in 1 h, usually {usual_per_day:.1f} per day",
         (("count_1h", 3, _MANY),),
     ),
     ReasonTemplate(
-        "VELOCITY", "velocity", "{count_24h:.0f} payments in 24 h, usually {usual_per_day:.1f} per day",
+        "VELOCITY",
+        "velocity",
+        "{count_24h:.0f} payments in 24 h, usually {usual_per_day:.1f} per day",
         (("count_24h", 2, _MANY),),
     ),
-    ReasonTemplate(
-        "QUICK_SUCCESSION", "velocity", "{gap:.0f} s after the account's last payment", (("gap", 0, 600),)
-    ),
+    ReasonTemplate("QUICK_SUCCESSION", "velocity", "{gap:.0f} s after the account's last payment", (("gap", 0, 600),)),
     ReasonTemplate("PACE", "velocity", "{count_30d:.0f} payments in 30 d, {count_24h:.0f} of them in the last 24 h"),
     ReasonTemplate(
-        "AMOUNT_HIGH", "amount", "amount {amount:,.2f}, {amount_times_usual:.1f} times the account's usual {usual_amount:,.2f}",
+        "AMOUNT_HIGH",
+        "amount",
+        "amount {amount:,.2f}, {amount_times_usual:.1f} times the account's usual {usual_amount:,.2f}",
         (("amount_times_usual", 1.5, _MANY),),
     ),
     ReasonTemplate(
-        "AMOUNT_LOW", "amount", "amount {amount:,.2f}, far below the account's usual {usual_amount:,.2f}",
+        "AMOUNT_LOW",
+        "amount",
+        "amount {amount:,.2f}, far below the account's usual {usual_amount:,.2f}",
         (("amount_times_usual", 0, 0.5),),
     ),
     ReasonTemplate("SPENDING", "amount", "{sum_24h:,.2f} spent in 24 h, {sum_30d:,.2f} in 30 d"),
     ReasonTemplate("AMOUNT", "amount", "amount {amount:,.2f}"),
     ReasonTemplate(
-        "SPEED", "place", "{distance_km:,.0f} km from the last place, at {speed_kmh:,.0f} km/h", (("speed_kmh", 300, _MANY),)
+        "SPEED",
+        "place",
+        "{distance_km:,.0f} km from the last place, at {speed_kmh:,.0f} km/h",
+        (("speed_kmh", 300, _MANY),),
     ),
-    ReasonTemplate(
-        "COUNTRIES", "place", "{countries_24h:.0f} countries in 24 h", (("countries_24h", 2, _MANY),)
-    ),
+    ReasonTemplate("COUNTRIES", "place", "{countries_24h:.0f} countries in 24 h", (("countries_24h", 2, _MANY),)),
     ReasonTemplate("DISTANCE", "place", "{distance_km:,.0f} km from the last place"),
     ReasonTemplate(
         "MERCHANTS", "merchant", "{merchants_24h:.0f} different merchants in 24 h", (("merchants_24h", 3, _MANY),)
     ),
     ReasonTemplate(
-        "MERCHANT_FRAUD", "merchant", "{merchant_frauds_7d:.0f} confirmed frauds at this merchant in 7 d",
+        "MERCHANT_FRAUD",
+        "merchant",
+        "{merchant_frauds_7d:.0f} confirmed frauds at this merchant in 7 d",
         (("merchant_frauds_7d", 1, _MANY),),
     ),
     ReasonTemplate(
-        "MERCHANT_BUSY", "merchant", "{merchant_count_1h:.0f} payments at this merchant in the last hour, {merchant_count_7d:.0f} in 7 d"
+        "MERCHANT_BUSY",
+        "merchant",
+        "{merchant_count_1h:.0f} payments at this merchant in the last hour, {merchant_count_7d:.0f} in 7 d",
     ),
     ReasonTemplate(
-        "TERMINAL_FRAUD", "terminal", "{terminal_frauds_7d:.0f} confirmed frauds at this terminal in 7 d",
+        "TERMINAL_FRAUD",
+        "terminal",
+        "{terminal_frauds_7d:.0f} confirmed frauds at this terminal in 7 d",
         (("terminal_frauds_7d", 1, _MANY),),
     ),
     ReasonTemplate("TERMINAL", "terminal", "{terminal_count_24h:.0f} payments at this terminal in 24 h"),
     ReasonTemplate(
-        "DEVICE_FRAUD", "device", "{device_frauds_30d:.0f} confirmed frauds on this device in 30 d",
+        "DEVICE_FRAUD",
+        "device",
+        "{device_frauds_30d:.0f} confirmed frauds on this device in 30 d",
         (("device_frauds_30d", 1, _MANY),),
     ),
     ReasonTemplate("DEVICES", "device", "{devices_7d:.0f} devices in 7 d", (("devices_7d", 2, _MANY),)),
@@ -175,10 +192,14 @@ _REASONS = (
     ReasonTemplate("IP", "ip", "{ip_count_1h:.0f} payments from this address in 1 h, {ip_count_24h:.0f} in 24 h"),
     ReasonTemplate("UNUSUAL_HOUR", "time", "{hour_share:.0%} of the account's payments are at this hour of day"),
     ReasonTemplate(
-        "ACCOUNT_FRAUD", "history", "{account_frauds:.0f} confirmed frauds on this account, the last {days_since_fraud:.0f} d ago",
+        "ACCOUNT_FRAUD",
+        "history",
+        "{account_frauds:.0f} confirmed frauds on this account, the last {days_since_fraud:.0f} d ago",
         (("account_frauds", 1, _MANY),),
     ),
-    ReasonTemplate("NEW_ACCOUNT", "history", "account known for {account_age_days:.0f} d with {past_events:.0f} payments"),
+    ReasonTemplate(
+        "NEW_ACCOUNT", "history", "account known for {account_age_days:.0f} d with {past_events:.0f} payments"
+    ),
     ReasonTemplate("CHANNEL", "channel", "channel and entry mode of the payment"),
 )
 

@@ -20,7 +20,7 @@ from stream.features.columns import entity_codes
 from stream.features.duplicates import find_duplicates
 from stream.features.operators import Operator
 from stream.features.pool import RowPool, Slots
-from stream.features.rows import NEVER, RING, TILES, AccountRows, EntityRows, tile_widths_ms
+from stream.features.rows import NEVER, RING, TILES, AccountRows, EntityRows, code_bits, tile_widths_ms
 from stream.features.spec import Domain, window_ms
 from stream.features.view import LOG_SCALE, EntityColumns, View
 
@@ -67,6 +67,15 @@ class FeatureState:
         """Accounts first: the order in which a flush writes them (engine/checkpoint.py says why)."""
         return [self.accounts.pool, *(rows.pool for rows in self.entities.values())]
 
+    def pool(self, kind: str) -> RowPool:
+        """The pool of "account" or of an entity kind."""
+        return self._rows(kind).pool
+
+    def entity_slots(self, kind: str, batch: EventBatch) -> Slots:
+        """Slots of the batch's entities of one kind that are in memory, each once."""
+        slots = self._locate(batch).entities[kind]
+        return np.unique(slots[slots >= 0])
+
     def missing(self, batch: EventBatch | LabelBatch) -> list[RowName]:
         """The rows that the batch needs and that are not in memory, each once, accounts first."""
         located = self._locate(batch)
@@ -90,8 +99,7 @@ class FeatureState:
         for (kind, partition), members in groups.items():
             owner = self._rows(kind)
             slots = owner.pool.add(partition, [names[i][2] for i in members])
-            if kind == "account":
-                self.accounts.unflushed[slots] = 0
+            self.mark_clean(kind, slots)
             found = []
             for slot, i in zip(slots.tolist(), members, strict=True):
                 owner.pool.key[slot] = keys[i]
@@ -112,7 +120,8 @@ class FeatureState:
         """The store holds these rows as they are now."""
         self._rows(kind).pool.dirty[slots] = False
         if kind == "account":
-            self.accounts.unflushed[slots] = 0
+            self.accounts.unflushed_events[slots] = 0
+            self.accounts.unflushed_labels[slots] = 0
 
     def drop(self, partition: int) -> None:
         """Forgets every row of a partition, unwritten changes too."""
@@ -166,18 +175,19 @@ class FeatureState:
         codes = self._codes(batch)
         for index in _rounds(slots, ~duplicate & ~included):
             self._round(batch, codes, columns, index, slots[index], result)
-        # A duplicate changes nothing but the row's offset: it has been seen up to here.
         return result
 
     def _empty_result(self, events: int, duplicate: NDArray[np.bool_]) -> Assembled:
         length, width = self.domain.sequence_length, len(self.domain.step_columns)
-        flags = (np.zeros(events, dtype=np.bool_) for _ in range(3))
         return Assembled(
-            np.zeros((events, length, width), dtype=np.float32),
-            np.ones(events, dtype=np.int64),
-            np.zeros((events, len(self.domain.aggregate_columns)), dtype=np.float32),
-            duplicate,
-            *flags,
+            steps=np.zeros((events, length, width), dtype=np.float32),
+            lengths=np.ones(events, dtype=np.int64),
+            aggregates=np.zeros((events, len(self.domain.aggregate_columns)), dtype=np.float32),
+            duplicate=duplicate,
+            late=np.zeros(events, dtype=np.bool_),
+            saturated=np.zeros(events, dtype=np.bool_),
+            shared=np.zeros(events, dtype=np.bool_),
+            view_read_ms=np.full(events, np.iinfo(np.int64).max, dtype=np.int64),
         )
 
     def _entity_columns(
@@ -192,6 +202,8 @@ class FeatureState:
             )
             columns[kind] = EntityColumns(rows, own, merged)
             result.shared |= shared
+            read_ms = rows.pool["other_read_ms"][slots[shared]]
+            result.view_read_ms[shared] = np.minimum(result.view_read_ms[shared], read_ms)
         return columns
 
     def _codes(self, batch: EventBatch) -> dict[str, NDArray[np.uint32]]:
@@ -233,7 +245,7 @@ class FeatureState:
         self._fold_step(step, index, slots, result)
         pool["offset"][slots] = batch.offset[index] + 1
         pool.dirty[slots] = True
-        self.accounts.unflushed[slots] += 1
+        self.accounts.unflushed_events[slots] += 1
 
     def _fold_tiles(self, slots: Slots, place: I64) -> None:
         """What is about to leave the ring goes into the tiles; it may be none."""
@@ -243,13 +255,14 @@ class FeatureState:
         if not len(leaves):
             return
         rows, places = slots[leaves], place[leaves]
+        pool["left"][rows] = np.maximum(pool["left"][rows], leaving_time[leaves])
         tile = leaving_time[leaves][:, None] // self._widths_ms  # (n, W)
         where = tile % TILES
         w = np.arange(len(self._widths_ms))
         at = (rows[:, None], w[None, :], where)
         stored = pool["tile_epoch"][at]
-        code = pool[f"code_{self.accounts.same_fields[0]}"][rows, places].astype(np.uint64)
-        bit = np.where(code > 0, np.uint64(1) << (code % np.uint64(64)), np.uint64(0))
+        field = self.accounts.tile_field
+        bit = code_bits(pool[f"code_{field}"][rows, places]) if field else np.zeros(len(rows), dtype=np.uint64)
         amount = np.maximum(pool["ring_amount"][rows, places], 0)
         keep = stored > tile  # an older late event: its tile is gone
         same = stored == tile

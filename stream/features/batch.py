@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,10 @@ class EventBatch:
     def __len__(self) -> int:
         return len(self.accounts)
 
+    def part(self, start: int, stop: int) -> EventBatch:
+        """Events start to stop, as views where numpy allows."""
+        return _part(self, start, stop)
+
 
 @dataclass(slots=True)
 class LabelBatch:
@@ -56,6 +61,22 @@ class LabelBatch:
     def __len__(self) -> int:
         return len(self.accounts)
 
+    def part(self, start: int, stop: int) -> LabelBatch:
+        """Labels start to stop, as views where numpy allows."""
+        return _part(self, start, stop)
+
+
+_Batch = TypeVar("_Batch", EventBatch, LabelBatch)
+
+
+def _part(batch: _Batch, start: int, stop: int) -> _Batch:
+    chosen = slice(start, stop)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(batch):
+        value = getattr(batch, field.name)
+        fields[field.name] = {k: v[chosen] for k, v in value.items()} if isinstance(value, dict) else value[chosen]
+    return type(batch)(**fields)
+
 
 @dataclass(slots=True)
 class Assembled:
@@ -75,3 +96,5 @@ class Assembled:
     """(B,): more than 64 events in one of the windows: beyond 64, tiles."""
     shared: NDArray[np.bool_]
     """(B,): other partitions' entity values took part."""
+    view_read_ms: I64
+    """(B,): when the oldest of those values was read; meaningless where none took part."""

@@ -76,10 +76,10 @@ def evaluate_and_fold(
     merged = own
     if use_others:
         more = _tiles_at(pool, "other_", slot, tile)
-        took_part = (more[0].any(axis=1)) | (more[2].any(axis=1))
+        last = np.maximum(pool["last_fraud"][slot], pool["other_last_fraud"][slot])
+        took_part = more[0].any(axis=1) | more[2].any(axis=1) | (last > pool["last_fraud"][slot])
         if took_part.any():
             shared[order] = took_part
-            last = np.maximum(pool["last_fraud"][slot], pool["other_last_fraud"][slot])
             merged = EntityValues.nothing(events, windows)
             _scatter(merged, order, count + more[0], total + more[1], fraud + more[2], last)
     _fold(pool, slot, segment, clock, tile, amount, offset[order])
@@ -114,9 +114,7 @@ def _scatter(values: EntityValues, order: I64, count: I64, total: I64, fraud: I6
 def _fold(pool: RowPool, slot: Slots, segment: I64, clock: I64, tile: I64, amount: I64, offset: I64) -> None:
     last = np.flatnonzero(np.concatenate((segment[1:] != segment[:-1], [True])))
     for w in range(tile.shape[1]):
-        groups = np.flatnonzero(
-            np.concatenate(([True], (segment[1:] != segment[:-1]) | (tile[1:, w] != tile[:-1, w])))
-        )
+        groups = np.flatnonzero(np.concatenate(([True], (segment[1:] != segment[:-1]) | (tile[1:, w] != tile[:-1, w]))))
         rows, tiles = slot[groups], tile[groups, w]
         place = tiles % TILES
         same = pool["tile_epoch"][rows, w, place] == tiles

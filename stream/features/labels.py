@@ -66,12 +66,21 @@ def _remember(rows: AccountRows, slot: int, batch: LabelBatch, i: int, change: i
     pool["frauds"][slot] += change
     if change > 0:
         pool["last_fraud"][slot] = max(int(pool["last_fraud"][slot]), int(batch.known_ms[i]))
-    # Only what the norm holds can be taken out: an event with a rate, seen since the account began anew.
-    amount = int(batch.amount_minor[i])
-    if change and amount >= 0 and int(pool["first"][slot]) <= int(batch.time_ms[i]) <= int(pool["newest"][slot]):
-        scaled = int(np.rint(LOG_SCALE * np.log1p(amount / 100.0)))
-        pool["norm_n"][slot] -= change
-        pool["norm_sum"][slot] -= change * scaled
-        pool["norm_squares"][slot] -= change * scaled * scaled
+    time_ms = int(batch.time_ms[i])
+    # Only what the norm holds can be taken out: an event seen since the account began anew.
+    if change and int(pool["first"][slot]) <= time_ms <= int(pool["newest"][slot]):
+        _change_norm(rows, slot, -change, time_ms, int(batch.amount_minor[i]))
     pool.dirty[slot] = True
-    rows.unflushed[slot] += 1
+    rows.unflushed_labels[slot] += 1
+
+
+def _change_norm(rows: AccountRows, slot: int, change: int, time_ms: int, amount_minor: int) -> None:
+    """Takes an event out of the account's norm (-1) or puts it back (+1); its amount only if it has a rate."""
+    pool = rows.pool
+    hour = time_ms // 3_600_000 % 24
+    pool["hours"][slot, hour] = max(int(pool["hours"][slot, hour]) + change, 0)
+    if amount_minor >= 0:
+        scaled = int(np.rint(LOG_SCALE * np.log1p(amount_minor / 100.0)))
+        pool["norm_n"][slot] += change
+        pool["norm_sum"][slot] += change * scaled
+        pool["norm_squares"][slot] += change * scaled * scaled

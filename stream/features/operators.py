@@ -196,7 +196,9 @@ class NormZ(_Plain):
 
 @dataclass(frozen=True, slots=True)
 class HourShare(_Plain):
-    """Share of the account's past events in this hour of day (UTC) and the two beside it; NaN without a past."""
+    """Share of the account's past events in this hour of day (UTC) and the two beside it, confirmed fraud
+    excluded; NaN without a past.
+    """
 
     def compute(self, view: View) -> list[F64]:
         hours = view.row("hours")

@@ -57,6 +57,11 @@ class RowPool:
     def __len__(self) -> int:
         return self._fresh - len(self._free)
 
+    @property
+    def used_up_to(self) -> int:
+        """Slots from here on were never used."""
+        return self._fresh
+
     def next_turn(self) -> None:
         """From here on, rows touched earlier may be evicted again."""
         self._turn += 1

@@ -47,17 +47,29 @@ _SUMMARY_FIELDS = (
     RowField("since", "<i8"),  # value of `folded` when the account last began anew
     RowField("first", "<i8", (), NEVER),
     RowField("newest", "<i8", (), NEVER),
+    RowField("left", "<i8", (), NEVER),  # newest of the events that left the ring
     RowField("norm_n", "<i8"),  # the account's own norm: sums of the log amount in 1/1000, fraud taken out
     RowField("norm_sum", "<i8"),
     RowField("norm_squares", "<i8"),
-    RowField("hours", "<u4", (24,)),
+    RowField("hours", "<u4", (24,)),  # likewise without fraud
     RowField("place_time", "<i8", (), NEVER),
     RowField("place_latitude", "<f8"),
     RowField("place_longitude", "<f8"),
     RowField("frauds", "<i4"),
     RowField("last_fraud", "<i8", (), NEVER),
 )
-_BEGIN_ANEW = ("first", "newest", "norm_n", "norm_sum", "norm_squares", "hours", "place_time", "frauds", "last_fraud")
+_BEGIN_ANEW = (
+    "first",
+    "newest",
+    "left",
+    "norm_n",
+    "norm_sum",
+    "norm_squares",
+    "hours",
+    "place_time",
+    "frauds",
+    "last_fraud",
+)
 
 
 def tile_fields(windows: int, *, fraud: bool) -> tuple[RowField, ...]:
@@ -76,6 +88,12 @@ def tile_widths_ms(windows: Sequence[str]) -> NDArray[np.int64]:
     return np.array([window_ms(window) // TILES for window in windows], dtype=np.int64)
 
 
+def code_bits(codes: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """One of 64 bits per code, none for 0. Multiplied first (Knuth), for the crcs of like names are alike."""
+    place = codes * np.uint32(0x9E3779B1) >> np.uint32(26)
+    return np.where(codes > 0, np.uint64(1) << place.astype(np.uint64), np.uint64(0))
+
+
 class AccountRows:
     """The accounts' pool of one domain, with the packing of its rows."""
 
@@ -83,6 +101,7 @@ class AccountRows:
         """`same_fields`: entities or categories whose code each ring entry keeps (in `code_<field>`)."""
         self.windows = domain.windows
         self.same_fields = tuple(same_fields)
+        self.tile_field = same_fields[0] if same_fields else None  # whose distinct values the tiles remember
         step = RowField("steps", "<f2", (domain.sequence_length, len(domain.step_columns)))
         codes = tuple(RowField(f"code_{name}", "<u4", (RING,)) for name in self.same_fields)
         newest = tuple(RowField(f"newest_{name}", "?", (RING,)) for name in self.same_fields)
@@ -91,7 +110,8 @@ class AccountRows:
         self._step = step
         fields = (*_HEADER_FIELDS, *_SUMMARY_FIELDS, *self._ring, *_LABEL_FIELDS, *self._tiles, step)
         self.pool = RowPool("account", fields, capacity)
-        self.unflushed = np.zeros(capacity, dtype=np.int32)  # events and labels folded since the last flush
+        self.unflushed_events = np.zeros(capacity, dtype=np.int32)  # folded since the row was last in the store
+        self.unflushed_labels = np.zeros(capacity, dtype=np.int32)
         self._dtypes = {code: self._class_dtype(code) for code in range(16)}
 
     def begin_anew(self, slots: Slots) -> None:
@@ -114,7 +134,7 @@ class AccountRows:
         if tiles:
             parts += [(f.name, f.dtype, f.shape) for f in self._tiles]
         length, width = self._step.shape
-        parts.append(("steps", self._step.dtype, (min(ring, length), width)))
+        parts.append(("steps", self._step.dtype, (length if ring == RING else min(ring, length), width)))
         return np.dtype(parts)
 
     def pack(self, slots: Slots) -> list[bytes]:
@@ -146,9 +166,10 @@ class EntityRows:
         others = tuple(RowField(f"other_{f.name}", f.dtype, f.shape, f.empty) for f in tiles)
         seen = (RowField("other_last_fraud", "<i8", (), NEVER), RowField("other_read_ms", "<i8", (), NEVER))
         self.pool = RowPool(entity.name, (*fields, *others, *seen), capacity)
-        self._dtype = np.dtype([(fields[0].name, "<i8"), (fields[1].name, "<i8"), ("class", "u1")] + [
-            (f.name, f.dtype, f.shape) for f in fields[2:]
-        ])
+        self._dtype = np.dtype(
+            [(fields[0].name, "<i8"), (fields[1].name, "<i8"), ("class", "u1")]
+            + [(f.name, f.dtype, f.shape) for f in fields[2:]]
+        )
 
     def pack(self, slots: Slots) -> list[bytes]:
         return _pack_classes(self.pool, slots, np.zeros(len(slots), dtype=np.int64), {0: self._dtype})
@@ -184,10 +205,9 @@ def row_offsets(row: bytes) -> tuple[int, int]:
 
 
 def _structured(rows: Sequence[bytes], dtype: np.dtype[np.void]) -> NDArray[np.void]:
-    joined = b"".join(rows)
-    if len(joined) != len(rows) * dtype.itemsize:
-        raise ValueError(f"packed rows of {len(joined)} bytes, not {len(rows)} times {dtype.itemsize}")
-    return np.frombuffer(joined, dtype=dtype)
+    if any(len(row) != dtype.itemsize for row in rows):
+        raise ValueError(f"packed rows that are not {dtype.itemsize} bytes long: not written by this version")
+    return np.frombuffer(b"".join(rows), dtype=dtype)
 
 
 def _pack_classes(
@@ -212,9 +232,7 @@ def _pack_classes(
     return packed
 
 
-def _unpack_classes(
-    pool: RowPool, slots: Slots, rows: Sequence[bytes], dtypes: dict[int, np.dtype[np.void]]
-) -> None:
+def _unpack_classes(pool: RowPool, slots: Slots, rows: Sequence[bytes], dtypes: dict[int, np.dtype[np.void]]) -> None:
     class_byte = 16
     codes = np.array([row[class_byte] if len(row) > class_byte else -1 for row in rows], dtype=np.int64)
     for code in np.unique(codes).tolist():

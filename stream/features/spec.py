@@ -112,6 +112,7 @@ class Domain:
     currency_field: str = "currency"
     latitude_field: str = "latitude"
     longitude_field: str = "longitude"
+    label_time_field: str = "labelled_at"
     reasons: tuple[ReasonTemplate, ...] = field(default=())
     alert_rate: float = 0.005
 

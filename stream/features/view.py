@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from stream.features.batch import EventBatch
 from stream.features.entities import EntityValues
 from stream.features.pool import Slots
-from stream.features.rows import NEVER, TILES, AccountRows, EntityRows, tile_widths_ms
+from stream.features.rows import NEVER, TILES, AccountRows, EntityRows, code_bits, tile_widths_ms
 from stream.features.spec import window_ms
 
 F64 = NDArray[np.float64]
@@ -54,7 +55,7 @@ class View:
         self.time_ms: I64 = batch.time_ms[index]
         self.amount_minor: I64 = batch.amount_minor[index]
         self.scope = "own"
-        self._kept: dict[tuple[str, ...], NDArray[np.generic]] = {}
+        self._kept: dict[tuple[str, ...], NDArray[Any]] = {}
 
     # --- the event itself
 
@@ -73,7 +74,7 @@ class View:
 
     # --- the account's ring
 
-    def row(self, name: str) -> NDArray[np.generic]:
+    def row(self, name: str) -> NDArray[Any]:
         """A field of the account's row before the event: (n, *shape)."""
         return self._keep(("row", name), lambda: self._accounts.pool[name][self.slots])
 
@@ -112,15 +113,14 @@ class View:
         """Different codes of `field` in the window, this event's included; missing ones don't count."""
 
         def compute() -> F64:
-            inside, same = self.inside(window), self.same(field)
-            known = (inside & self.row(f"newest_{field}")).sum(axis=1)
+            others = self.inside(window) & ~self.same(field)
+            known = (others & self.row(f"newest_{field}")).sum(axis=1)
             late = np.flatnonzero(self.time_ms < self.row("newest"))
             if len(late):  # the newest of a code may lie after a late event, an older one before it
-                codes = np.sort(np.where(inside[late], self.row(f"code_{field}")[late], 0), axis=1)
+                codes = np.sort(np.where(others[late], self.row(f"code_{field}")[late], 0), axis=1)
                 known[late] = (np.diff(codes, axis=1) != 0).sum(axis=1) + (codes[:, 0] != 0)
-            new = (self._codes[field][self.index] != 0) & ~(inside & same).any(axis=1)
-            exact = (known + new).astype(np.float64)
-            return self._tiled_distinct(field, window, exact) if field == self._accounts.same_fields[0] else exact
+            exact = (known + (self._codes[field][self.index] != 0)).astype(np.float64)
+            return self._tiled_distinct(field, window, exact) if field == self._accounts.tile_field else exact
 
         return self._keep(("distinct", field, window), compute)
 
@@ -147,13 +147,9 @@ class View:
 
     @property
     def saturated(self) -> Bools:
-        """(n,): events that left the ring take part in a window."""
-
-        def compute() -> Bools:
-            parts = [self._tiled("tile_count", window) > 0 for window in self._accounts.windows]
-            return np.logical_or.reduce(parts)
-
-        return self._keep(("saturated",), compute)
+        """(n,): an event that left the ring is later than the start of the longest window."""
+        longest = max(window_ms(window) for window in self._accounts.windows)
+        return self.row("left") > self.time_ms - longest
 
     # --- the account's own norm
 
@@ -167,7 +163,9 @@ class View:
 
         def compute() -> F64:
             n = self.norm_count
-            return np.where(n > 0, self.row("norm_sum") / np.maximum(n, 1.0) / LOG_SCALE, np.nan)
+            # A label of an event that was never seen here may take out more than there is.
+            total = np.maximum(self.row("norm_sum"), 0)
+            return np.where(n > 0, total / np.maximum(n, 1.0) / LOG_SCALE, np.nan)
 
         return self._keep(("norm_mean",), compute)
 
@@ -217,10 +215,10 @@ class View:
         columns = self._entities[kind]
         values = columns.own if self.scope == "own" else columns.all
 
-        def part(name: str) -> NDArray[np.generic]:
+        def part(name: str) -> NDArray[Any]:
             return self._keep((kind, name, self.scope), lambda: getattr(values, name)[self.index])
 
-        return EntityValues(*(part(n) for n in ("count", "sum_minor", "fraud", "last_fraud", "present")))  # type: ignore[arg-type]
+        return EntityValues(*(part(n) for n in ("count", "sum_minor", "fraud", "last_fraud", "present")))
 
     def entity_window(self, kind: str, window: str) -> int:
         """Position of the window among the entity's windows."""
@@ -243,32 +241,36 @@ class View:
 
     def _young_tiles(self, window: str) -> tuple[I64, Bools, int]:
         w = self._accounts.windows.index(window)
-        big = np.flatnonzero(self.row("folded") > self.row("ring_time").shape[1])
+        big = np.flatnonzero(self.row("left") > self.time_ms - window_ms(window))
         width = int(tile_widths_ms([window])[0])
         tile = self.time_ms[big] // width
         epoch = self._accounts.pool["tile_epoch"][self.slots[big], w]
         return big, (epoch > (tile - TILES)[:, None]) & (epoch <= tile[:, None]) & (epoch >= 0), w
 
     def _tiled_distinct(self, field: str, window: str, exact: F64) -> F64:
-        """Beyond the ring: linear counting over 64 bits (Whang et al. 1990), never below the exact part."""
+        """Beyond the ring: what the tiles' bits add, by linear counting over 64 bits (Whang et al. 1990)."""
         big, young, w = self._young_tiles(window)
         chosen = young.any(axis=1)
         if not chosen.any():
             return exact
         rows = big[chosen]
         bits = np.where(young[chosen], self._accounts.pool["tile_bits"][self.slots[rows], w], np.uint64(0))
-        codes = np.where(self.inside(window)[rows], self.row(f"code_{field}")[rows], 0).astype(np.uint64)
-        own = self._codes[field][self.index[rows]].astype(np.uint64)
-        codes = np.concatenate((codes, own[:, None]), axis=1)
-        ring_bits = np.where(codes > 0, np.uint64(1) << (codes % np.uint64(_WIDTH_BITS)), np.uint64(0))
-        union = np.bitwise_or.reduce(bits, axis=1) | np.bitwise_or.reduce(ring_bits, axis=1)
-        empty = np.maximum(_WIDTH_BITS - np.bitwise_count(union).astype(np.float64), 1.0)
+        codes = np.where(self.inside(window)[rows], self.row(f"code_{field}")[rows], np.uint32(0))
+        codes = np.concatenate((codes, self._codes[field][self.index[rows], None]), axis=1)
+        ring = np.bitwise_or.reduce(code_bits(codes), axis=1)
+        union = ring | np.bitwise_or.reduce(bits, axis=1)
         result = exact.copy()
-        result[rows] = np.maximum(exact[rows], np.round(-_WIDTH_BITS * np.log(empty / _WIDTH_BITS)))
+        result[rows] += np.round(_linear_count(union) - _linear_count(ring))
         return result
 
-    def _keep(self, key: tuple[str, ...], compute: Callable[[], NDArray[np.generic]]) -> NDArray:  # type: ignore[type-arg]
+    def _keep(self, key: tuple[str, ...], compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         value = self._kept.get(key)
         if value is None:
             value = self._kept[key] = compute()
         return value
+
+
+def _linear_count(bits: NDArray[np.uint64]) -> F64:
+    """How many values set these bits, (n,)."""
+    empty = np.maximum(_WIDTH_BITS - np.bitwise_count(bits).astype(np.float64), 1.0)
+    return -_WIDTH_BITS * np.log(empty / _WIDTH_BITS)

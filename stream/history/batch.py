@@ -109,7 +109,7 @@ class HistoryBatch:
 
     def events_json(self) -> list[bytes]:
         """`events`, each as UTF-8 JSON."""
-        return [to_json(event) for event in self.events()]
+        return [wire_json(event) for event in self.events()]
 
     def labels(self) -> list[dict[str, Any]]:
         """The label messages of the events that have a label, in the events' order."""
@@ -127,6 +127,11 @@ class HistoryBatch:
         if self.fraud[row] == UNKNOWN:
             raise ValueError(f"event at row {row} has no label")
         return self.take(slice(row, row + 1)).labels()[0]
+
+
+def wire_json(message: dict[str, Any]) -> bytes:
+    """An event or a label as UTF-8 JSON."""
+    return to_json(message)
 
 
 def concatenate(batches: Sequence[HistoryBatch]) -> HistoryBatch:
@@ -159,6 +164,10 @@ class LabelQueue:
     def __len__(self) -> int:
         return len(self._heap)
 
+    def times_ms(self) -> I64:
+        """When each waiting label becomes known, in no order: (len,)."""
+        return np.array([known_ms for known_ms, _, _ in self._heap], dtype=np.int64)
+
     def push(self, batch: HistoryBatch) -> None:
         """Enqueues the batch's labels."""
         wanted = batch.fraud == 1 if self._verdicts == "fraud" else batch.fraud != UNKNOWN
@@ -177,7 +186,8 @@ class LabelQueue:
 
 def is_missing(values: Text) -> NDArray[np.bool_]:
     """(B,): where the value is None."""
-    return np.equal(values, _NONE).astype(np.bool_)
+    missing: NDArray[np.bool_] = np.equal(values, _NONE).astype(np.bool_)
+    return missing
 
 
 def _time_texts(time_ms: I64) -> Text:
@@ -197,7 +207,9 @@ def _rows(columns: dict[str, Text]) -> list[dict[str, Any]]:
     full = [name for name in columns if not gaps[name].any()]
     rows: list[dict[str, Any]]
     if full:
-        rows = [dict(zip(full, row, strict=True)) for row in zip(*(columns[name].tolist() for name in full), strict=True)]
+        rows = [
+            dict(zip(full, row, strict=True)) for row in zip(*(columns[name].tolist() for name in full), strict=True)
+        ]
     else:
         rows = [{} for _ in range(len(next(iter(columns.values()))))]
     for name in [name for name in columns if name not in full]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from stream.errors import ConfigError
+from stream.events.moments import EARLIEST_MS, END_MS
 from stream.features.batch import F64, I64
 from stream.history.batch import NEVER_MS, UNKNOWN, Text, is_missing
 from stream.history.mapping import LabelSource, NumberSource, TextSource, TimeSource
@@ -24,8 +25,6 @@ from stream.history.mapping import LabelSource, NumberSource, TextSource, TimeSo
 Mask = NDArray[np.bool_]
 
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-_EARLIEST_MS = 315_532_800_000  # 1980
-_LATEST_MS = 7_258_118_400_000  # 2200
 _WITH_ZONE = r"[0-9](Z|z|[+-][0-9]{2}:?[0-9]{2})$"
 
 
@@ -71,7 +70,14 @@ class FieldCheck:
 
 
 def text_field(
-    field: str, source: TextSource, column: pa.Array | None, first_row: int, size: int, *, required: bool, check: FieldCheck
+    field: str,
+    source: TextSource,
+    column: pa.Array | None,
+    first_row: int,
+    size: int,
+    *,
+    required: bool,
+    check: FieldCheck,
 ) -> tuple[Text, list[Problem]]:
     """Text (B,), None where missing, and what was refused. `column` is None for a constant or row number."""
     if source.row_number is not None:
@@ -99,7 +105,9 @@ def text_field(
             reasons[code] = f"is refused: {refused[value]}"
     values = np.array([value or None for value in translated] + [None], dtype=object)[codes]
     problems = [
-        Problem(field, str(source.column), why, np.isin(codes, [code for code, reason in reasons.items() if reason == why]))
+        Problem(
+            field, str(source.column), why, np.isin(codes, [code for code, reason in reasons.items() if reason == why])
+        )
         for why in dict.fromkeys(reasons.values())
     ]
     if required:
@@ -109,7 +117,14 @@ def text_field(
 
 
 def number_field(
-    field: str, source: NumberSource, column: pa.Array | None, size: int, *, required: bool, check: FieldCheck, decimal: str
+    field: str,
+    source: NumberSource,
+    column: pa.Array | None,
+    size: int,
+    *,
+    required: bool,
+    check: FieldCheck,
+    decimal: str,
 ) -> tuple[F64, list[Problem]]:
     """float64 (B,), NaN where missing, and what was refused."""
     if column is None:
@@ -147,9 +162,9 @@ def time_field(field: str, source: TimeSource, column: pa.Array, *, required: bo
             "give its unit (s, ms, us, ns, iso) or a format"
         )
     unreadable = bad & ~blank
-    outside = ~blank & ~unreadable & ((parsed < _EARLIEST_MS) | (parsed > _LATEST_MS))
+    outside = ~blank & ~unreadable & ((parsed < EARLIEST_MS) | (parsed >= END_MS))
     problems = _problem(field, source.column, "is not a time in the mapping's unit or format", unreadable)
-    problems += _problem(field, source.column, "is a time before 1980 or after 2200: is the unit right?", outside)
+    problems += _problem(field, source.column, "is a time before 1990 or after 2100: is the unit right?", outside)
     if required:
         problems += _problem(field, source.column, "is empty, but required", blank)
     present = ~(blank | unreadable | outside)
@@ -161,18 +176,11 @@ def label_arrays(
 ) -> tuple[NDArray[np.int8], I64, list[Problem]]:
     """`fraud` and `known_ms` (B,) as HistoryBatch has them, and what was refused."""
     encoded = _as_text(column).dictionary_encode()
-    verdicts: list[int] = []
-    odd: list[int] = []
-    for code, value in enumerate(encoded.dictionary.to_pylist()):
-        if value in source.positive:
-            verdicts.append(1)
-        elif value and (source.negative is None or value in source.negative):
-            verdicts.append(0)
-        else:
-            verdicts.append(UNKNOWN)
-            odd += [code] if value else []
+    # The last entry is for nulls, which `_codes` points there: blank, like an empty text.
+    verdicts = [_verdict(source, value) for value in [*encoded.dictionary.to_pylist(), ""]]
     codes = _codes(encoded)
-    fraud = np.array([*verdicts, UNKNOWN], np.int8)[codes]
+    fraud = np.array([UNKNOWN if verdict is None else verdict for verdict in verdicts], np.int8)[codes]
+    odd = [code for code, verdict in enumerate(verdicts) if verdict is None]
     why = "is neither among label.positive nor among label.negative; add it to one of them"
     problems = _problem("label", source.column, why, np.isin(codes, odd))
     known_ms = time_ms + delay_ms
@@ -181,6 +189,17 @@ def label_arrays(
         known_ms = np.where(told, np.maximum(told_ms, time_ms), known_ms)
         problems += known_problems
     return fraud, np.where(fraud == UNKNOWN, NEVER_MS, known_ms), problems
+
+
+def _verdict(source: LabelSource, value: str) -> int | None:
+    """1, 0 or UNKNOWN; None for a value that the mapping does not explain."""
+    if value in source.positive:
+        return 1
+    if source.negative is None:
+        return 0 if value else UNKNOWN
+    if value in source.negative:
+        return 0
+    return None if value else UNKNOWN
 
 
 def attribute_values(column: pa.Array) -> Text:
@@ -215,6 +234,11 @@ def _as_text(column: pa.Array) -> pa.Array:
     return pc.utf8_trim_whitespace(column)
 
 
+def _without_blanks(text: pa.Array) -> pa.Array:
+    """Empty texts as nulls: one of them would fail the cast of the whole batch."""
+    return pc.if_else(pc.equal(text, ""), None, text)
+
+
 def _is_blank(column: pa.Array) -> Mask:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0).fill_null(True)
@@ -246,7 +270,7 @@ def _as_numbers(column: pa.Array, decimal: str) -> tuple[F64, Mask]:
         column = pc.utf8_trim_whitespace(column)
         if decimal != ".":
             column = pc.replace_substring(column, decimal, ".")
-        column = pc.if_else(pc.equal(column, ""), None, column)
+        column = _without_blanks(column)
     numbers, bad = _cast(column, pa.float64())
     return np.array(numbers.fill_null(np.nan).to_numpy(zero_copy_only=False), np.float64), bad
 
@@ -274,11 +298,11 @@ def _from_numbers(column: pa.Array, unit: str) -> tuple[I64, Mask]:
     if pa.types.is_integer(column.type):
         whole = np.asarray(column.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
         # Far outside any calendar: clipped, so that the multiplication cannot overflow; refused as outside.
-        limit = _LATEST_MS // 1_000 * scale * 2
+        limit = END_MS // 1_000 * scale * 2
         whole = np.clip(whole, -limit, limit)
         return (whole * 1_000 if scale == 1 else whole // (scale // 1_000)), np.zeros(len(column), np.bool_)
     numbers, bad = _as_numbers(column, ".")
-    limit_ms = 2.0 * _LATEST_MS
+    limit_ms = 2.0 * END_MS
     in_ms = np.clip(np.nan_to_num(numbers * (1_000 / scale), posinf=limit_ms, neginf=-limit_ms), -limit_ms, limit_ms)
     return np.floor(in_ms + 1e-6).astype(np.int64), bad | np.isnan(numbers)
 
@@ -298,7 +322,7 @@ def _from_format(column: pa.Array, pattern: str, zone: str) -> tuple[I64, Mask]:
 
 
 def _from_iso(column: pa.Array, zone: str) -> tuple[I64, Mask]:
-    text = _as_text(column)
+    text = _without_blanks(_as_text(column))
     with_zone = np.asarray(pc.match_substring_regex(text, _WITH_ZONE).fill_null(False).to_numpy(zero_copy_only=False))
     parsed = np.zeros(len(text), np.int64)
     bad = np.zeros(len(text), np.bool_)

@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stream.errors import ConfigError
+from stream.events.fields import Word
 from stream.features.spec import window_ms
 from stream.history.batch import WireContract
 
@@ -93,10 +94,12 @@ class LabelSource(_Part):
 
     column: str = Field(min_length=1)
     positive: tuple[str, ...] = Field(min_length=1, description="values that mean fraud")
-    negative: tuple[str, ...] | None = Field(None, description="values that mean genuine; absent: all others")
+    negative: tuple[str, ...] | None = Field(
+        None, description="values that mean genuine ('': empty); absent: all others but empty"
+    )
     known: TimeSource | None = Field(None, description="column with the time when the verdict became known")
     delay: str = Field(description="event time plus this, such as 7d, where `known` is absent or empty")
-    source: str = Field("chargeback", min_length=1, description="who gave the verdicts")
+    source: Word = Field("chargeback", description="who gave the verdicts")
 
     @field_validator("positive", "negative", mode="before")
     @classmethod
@@ -137,7 +140,9 @@ class Mapping(BaseModel):
     format: Literal["csv", "parquet"] | None = Field(None, description="absent: by the file's name")
     csv: CsvOptions = CsvOptions()
     fields: dict[str, Any] = Field(description="our field -> its source")
-    attributes: tuple[str, ...] | Literal["rest"] = Field((), description="columns kept in `attributes`; rest: all others")
+    attributes: tuple[str, ...] | Literal["rest"] = Field(
+        (), description="columns kept in `attributes`; rest: all others"
+    )
     label: LabelSource | None = None
     sort: bool = Field(False, description="sort by time, in memory; without it a file out of order is refused")
     on_bad_row: Literal["stop", "drop"] = Field("stop", description="drop: leave it out and count it")

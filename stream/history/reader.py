@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from stream.errors import ConfigError
+from stream.events.moments import moment_text
 from stream.features.batch import I64
 from stream.history import convert
 from stream.history.batch import NEVER_MS, UNKNOWN, HistoryBatch, concatenate, iterate_slices
@@ -55,7 +55,7 @@ class Summary:
         """For a person to read."""
         span = ""
         if self.first_ms is not None and self.last_ms is not None:
-            span = f", {_utc(self.first_ms)} to {_utc(self.last_ms)}"
+            span = f", {moment_text(self.first_ms)} to {moment_text(self.last_ms)}"
         labels = f"{self.frauds:,} labelled fraud, {self.unlabelled:,} without a label"
         lines = [f"{self.rows:,} rows read, {self.events:,} events ({labels}){span}"]
         return lines + [f"  left out {count:,}: {reason}" for reason, count in self.dropped.items()]
@@ -82,7 +82,7 @@ class HistoryReader:
         self._delay_ms = label_delay_ms if label_delay_ms is not None or label is None else label.delay_ms
         self._check = convert.FieldCheck(mapping.contract.event)
         self._is_csv = self._format() == "csv"
-        self._ragged: list[int] = []
+        self._ragged_row_number: int | None = None
         self._columns = self._column_names()
         mapping.check_columns(self._columns, str(path))
         self._attributes = mapping.attribute_columns(self._columns)
@@ -164,21 +164,20 @@ class HistoryReader:
             first = min(problems, key=lambda problem: int(np.argmax(problem.rows)))
             row = first_row + int(np.argmax(first.rows))
             raise ConfigError(
-                f"{self._path}: {self._row_name(row)}, column {first.column!r} (our {first.field}): the value {first.why}. "
+                f"{self._path}: {self._row_name(row)}, column {first.column!r} (our {first.field}): "
+                f"the value {first.why}. "
                 f"Correct the row or the mapping, or set `on_bad_row: drop` in {self._bound.name}"
             )
         for problem in problems:
-            new = problem.rows & ~bad
-            if new.any():
-                self.summary.drop(f"column {problem.column!r} (our {problem.field}): the value {problem.why}", int(new.sum()))
+            rows = int((problem.rows & ~bad).sum())
+            if rows:
+                self.summary.drop(f"column {problem.column!r} (our {problem.field}): the value {problem.why}", rows)
             bad |= problem.rows
         return np.flatnonzero(~bad)
 
     def _row_name(self, row: int) -> str:
         if not self._is_csv:
             return f"row {row}"
-        for number in self._ragged:
-            row += number <= row
         header = 0 if self._mapping.csv.columns else 1
         return f"row {row} (line {row + header}, if no value spans lines)"
 
@@ -190,8 +189,8 @@ class HistoryReader:
         if len(back):
             before = max(last_ms, int(times[back[0] - 1]) if back[0] else last_ms)
             raise ConfigError(
-                f"{self._path}: not in order of time: an event of {_utc(int(times[back[0]]))} follows one of "
-                f"{_utc(before)}. Sort the file, or set `sort: true` in {self._bound.name} (it sorts in memory)"
+                f"{self._path}: not in order of time: an event of {moment_text(int(times[back[0]]))} follows one of "
+                f"{moment_text(before)}. Sort the file, or set `sort: true` in {self._bound.name} (it sorts in memory)"
             )
         return int(times[-1])
 
@@ -237,20 +236,22 @@ class HistoryReader:
                 column_names=list(options.columns) if options.columns else None,
             ),
             parse_options=pa.csv.ParseOptions(
-                delimiter=options.delimiter, newlines_in_values=True, invalid_row_handler=self._ragged_row
+                delimiter=options.delimiter,
+                newlines_in_values=True,
+                invalid_row_handler=self._ragged_row if include is not None else lambda row: "skip",
             ),
             convert_options=pa.csv.ConvertOptions(column_types=text, include_columns=include),
         )
 
     def _ragged_row(self, row: pa.csv.InvalidRow) -> str:
         """Called by the CSV parser for a line with too few or too many columns."""
-        number = row.number - (0 if self._mapping.csv.columns else 1) if row.number is not None else 0
-        self._ragged.append(number)
-        if self._mapping.on_bad_row == "stop":
-            return "error"
-        self.summary.rows += 1
-        self.summary.drop(f"{row.actual_columns} columns where {row.expected_columns} are expected", 1)
-        return "skip"
+        if self._mapping.on_bad_row == "drop":
+            self.summary.rows += 1
+            self.summary.drop(f"{row.actual_columns} columns where {row.expected_columns} are expected", 1)
+            return "skip"
+        header = 0 if self._mapping.csv.columns else 1
+        self._ragged_row_number = None if row.number is None else row.number - header
+        return "error"
 
     @contextlib.contextmanager
     def _reading_errors(self) -> Iterator[None]:
@@ -261,15 +262,11 @@ class HistoryReader:
             if isinstance(error, FileNotFoundError):
                 raise ConfigError(f"{self._path}: there is no such file") from None
             raise ConfigError(f"{self._path}: cannot be read: {error.strerror or type(error).__name__}") from None
-        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-            if self._ragged and self._mapping.on_bad_row == "stop":
+        except (pa.ArrowInvalid, UnicodeDecodeError):
+            if self._ragged_row_number is not None:
                 raise ConfigError(
-                    f"{self._path}: row {self._ragged[-1]} has another number of columns than the header. "
-                    f"Is csv.delimiter right? Or set `on_bad_row: drop` in {self._bound.name}"
+                    f"{self._path}: {self._row_name(self._ragged_row_number)} has another number of columns than the "
+                    f"header. Is csv.delimiter right? Or set `on_bad_row: drop` in {self._bound.name}"
                 ) from None
             kind = f"CSV in the encoding {self._mapping.csv.encoding}" if self._is_csv else "Parquet"
             raise ConfigError(f"{self._path}: cannot be read as {kind}, as {self._bound.name} says") from None
-
-
-def _utc(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

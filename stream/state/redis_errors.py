@@ -13,7 +13,9 @@ _REFUSED = (
     exceptions.AuthenticationWrongNumberOfArgsError,
 )
 _REFUSED_INSIDE_A_SCRIPT = ("NOPERM", "can't access at least one of the keys", "can't run this command")
-_AWAY_FOR_A_WHILE = ("MISCONF", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "BUSY ", "NOREPLICAS", "UNKILLABLE")
+_AWAY_FOR_A_WHILE = (exceptions.ClusterDownError, exceptions.TryAgainError)
+_AWAY_FOR_A_WHILE_CODES = ("MISCONF", "BUSY ", "NOREPLICAS", "UNKILLABLE")
+"""Codes that the client does not know; it leaves them in the text."""
 
 
 def translate(error: Exception, key_prefix: bytes) -> RiskstreamError:
@@ -39,6 +41,6 @@ def translate(error: Exception, key_prefix: bytes) -> RiskstreamError:
         )
     if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError):
         return UnavailableError(f"Redis does not answer ({text}): check redis.url, the network, and the server")
-    if any(word in text for word in _AWAY_FOR_A_WHILE):
+    if isinstance(error, _AWAY_FOR_A_WHILE) or any(code in text for code in _AWAY_FOR_A_WHILE_CODES):
         return UnavailableError(f"Redis refuses commands for now ({text})")
     return FatalError(f"Redis refused a command ({text}): is redis.url a Redis or Valkey server, version 6 or later?")

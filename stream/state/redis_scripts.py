@@ -22,7 +22,8 @@ local function replaces(new, old)
   local ot_low, ot_high, ol_low, ol_high = struct.unpack('<I4i4I4i4', old)
   local transactions = compare(nt_high, nt_low, ot_high, ot_low)
   local labels = compare(nl_high, nl_low, ol_high, ol_low)
-  return transactions >= 0 and labels >= 0 and transactions + labels > 0
+  -- Each is -1, 0 or 1: the sum is above 0 only if neither is lower and one is greater.
+  return transactions + labels > 0
 end
 """
 
@@ -87,7 +88,6 @@ return all
 WRITE_CHECKPOINT = Script(
     """
 local found = redis.call('GET', KEYS[1]) or ''
-if found == ARGV[2] then return found end
 if found == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2]) end
 return found
 """

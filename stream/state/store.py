@@ -63,7 +63,10 @@ class StateStore(Protocol):
     def load_checkpoint(self, partition: int) -> Checkpoint | None: ...
 
     def write_checkpoint(self, partition: int, expected: Checkpoint | None, checkpoint: Checkpoint) -> None:
-        """Writes W if the store still holds `expected`; StateLostError if not. One atomic step."""
+        """Writes W if the store still holds `expected`; StateLostError if not. One atomic step.
+
+        A store that holds `checkpoint` already is a success: the client may ask again after a lost answer.
+        """
         ...
 
     def publish_copies(self, kind: str, partition: int, copies: Mapping[str, bytes]) -> None:

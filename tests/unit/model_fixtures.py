@@ -24,7 +24,7 @@ START_MS = 1_600_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """A made-up operator: `count` numeric columns, then `categories` of 12 codes each."""
+    """A made-up operator: `count` numeric columns, the last of them `log`, then `categories` of 12 codes each."""
 
     prefix: str
     count: int
@@ -32,7 +32,10 @@ class Numbers:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        numbers = tuple(Column(f"{self.prefix}{i}", self.prefix) for i in range(self.count))
+        numbers = tuple(
+            Column(f"{self.prefix}{i}", self.prefix, log=self.prefix == "a" and i == self.count - 1)
+            for i in range(self.count)
+        )
         return numbers + tuple(Column(f"{self.prefix}c{i}", self.prefix, 12) for i in range(self.categories))
 
 
@@ -61,6 +64,8 @@ def random_columns(
     values = random.normal(size=(rows, len(columns))).astype(np.float32)
     values[random.random(values.shape) < missing] = np.nan
     for position, column in enumerate(columns):
+        if column.log:
+            values[:, position] = np.exp(3.0 * values[:, position])
         if column.cardinality:
             values[:, position] = random.integers(0, column.cardinality, rows)
     return values

@@ -1,0 +1,69 @@
+# One command per need. `make help` lists them.
+#
+# Variables: KAFKA=embedded|apache   the broker of the demo (apache needs Java and Maven)
+#            DEMO_SECONDS=60         ends the demo by itself
+#            PYTHON=python3.12       the Python that makes .venv (3.11 to 3.13)
+#            CI=true                 a skipped test is a failure
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lock schemas replay-sparkov clean
+
+PYTHON ?= python3
+KAFKA ?= embedded
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+READY := .venv/.ready
+LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --no-header --extra train --extra demo --extra dev
+NO_SKIPS := $(if $(filter true 1,$(CI)),-p tests.plugins.no_skips)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## .venv with every dependency, from requirements.lock and its hashes
+
+# Only when the lock or the project file is newer than the last setup.
+$(READY): requirements.lock pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "$(PYTHON) is not here. Install Python 3.11 or newer (Debian: apt-get install python3 python3-venv)." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "riskstream needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) -V). Say PYTHON=python3.11." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments. Debian: apt-get install python3-venv" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m uv --version 2> /dev/null | grep -qF 'uv $(UV_VERSION)' || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv==$(UV_VERSION)'
+	$(BIN)/python -m uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: $(READY) ## broker, Redis, a trained model, 2 workers and a live view; Ctrl-C ends it
+	$(BIN)/riskstream demo --kafka $(KAFKA) $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
+
+test: $(READY) ## all tests
+	$(BIN)/python -m pytest $(NO_SKIPS) -n 2 --dist loadgroup tests
+
+check: $(READY) ## lint, format, types, layers, and that the generated schemas are current
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m stream.schemas --check
+
+format: $(READY) ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+
+schemas: $(READY) ## generate the JSON Schemas and the AsyncAPI document
+	$(BIN)/python -m stream.schemas
+
+lock: $(READY) ## resolve requirements.lock anew; add UPGRADE=1 for newer versions
+	$(BIN)/python -m uv pip compile --quiet $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock
+
+replay-sparkov: $(READY) ## a public card history through real Kafka and Redis, checked against offline scoring
+	$(BIN)/python -m bench.replay_sparkov
+
+clean: ## remove .venv and every cache
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,189 @@
+"""The composition root: the only place that knows which parts make a worker."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from stream import __version__
+from stream.clock import Clock, SystemClock
+from stream.config import Settings
+from stream.decisions.policy import DEFAULT_POLICY, Policy, load_policy
+from stream.engine.flush import RowKeeper, no_fault
+from stream.engine.outputs import Judge
+from stream.engine.partition import transactional_id
+from stream.engine.pipeline import Pipeline
+from stream.engine.restoring import Restorer
+from stream.engine.turn import Turn
+from stream.engine.worker import Worker
+from stream.errors import ConfigError, FatalError, NotAuthorisedError, TopicError
+from stream.features.assemble import FeatureState
+from stream.features.money import Rates
+from stream.features.spec import Domain
+from stream.health import HealthServer, Status
+from stream.kafka.port import KafkaClient
+from stream.metrics import Metrics
+from stream.scoring.scorer import ModelSlot, Scorer
+from stream.state.store import StateStore
+
+
+def load_domain(settings: Settings) -> Domain:
+    """The declaration that `settings.domain` names. ConfigError when there is none."""
+    module, _, name = settings.domain.partition(":")
+    try:
+        domain = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"domain: {settings.domain!r} cannot be loaded ({error}); write package.module:NAME"
+        ) from None
+    if not isinstance(domain, Domain):
+        raise ConfigError(f"domain: {settings.domain!r} is no Domain declaration")
+    return domain
+
+
+def connect(settings: Settings) -> KafkaClient:
+    """The Kafka client that the settings choose. Connects when first used."""
+    from stream.kafka.kafka_python.client import KafkaPythonClient  # noqa: PLC0415  # light commands skip it
+
+    return KafkaPythonClient(settings.kafka)
+
+
+def open_store(settings: Settings, domain: Domain) -> StateStore:
+    """The page store. Connects when first used."""
+    from stream.state.redis import RedisStore  # noqa: PLC0415
+
+    return RedisStore(settings.redis, settings.state_namespace, domain.spec_id)
+
+
+def load_rates(settings: Settings, domain: Domain) -> Rates:
+    """The exchange rates; ConfigError when their base is not the domain's."""
+    path = settings.scoring.rates
+    rates = Rates.base_only(domain.base_currency) if path is None else Rates.load(path)
+    if rates.base != domain.base_currency:
+        raise ConfigError(f"scoring.rates: the base is {rates.base}, the domain's is {domain.base_currency}")
+    return rates
+
+
+def load_scorer(bundle: Path, domain: Domain, *, threads: int = 1) -> Scorer:
+    """Verifies a bundle and makes it ready. BundleRefused. Imports torch; blocks for a second or so."""
+    from stream.scoring.bundle import verify  # noqa: PLC0415
+    from stream.scoring.scorer import TorchScorer  # noqa: PLC0415
+
+    return TorchScorer(verify(bundle, domain=domain), domain, threads=threads)
+
+
+def policy_of(settings: Settings) -> Policy:
+    return load_policy(settings.scoring.policy) if settings.scoring.policy else DEFAULT_POLICY
+
+
+def build_worker(
+    settings: Settings,
+    domain: Domain,
+    client: KafkaClient,
+    store: StateStore,
+    metrics: Metrics,
+    *,
+    scorer: Scorer | None,
+    clock: Clock,
+    fault: Callable[[str], None] = no_fault,
+) -> Worker:
+    """A worker over these ports. TopicError when the topics are not as they must be."""
+    partitions = check_topics(settings, client)
+    rates = load_rates(settings, domain)
+    share = settings.state.entity_scope == "all" and partitions[settings.topics.transactions] > 1
+    state = FeatureState(
+        domain, accounts=settings.state.arena_accounts, entities=settings.state.arena_entities, use_others=share
+    )
+    slot = ModelSlot(scorer)
+    keeper = RowKeeper(state, store, metrics, share_entities=share, fault=fault)
+    pipeline = Pipeline(domain, rates, settings.batch, state, slot, metrics)
+    judge = Judge(domain, policy_of(settings), settings.records, rates_version=rates.version)
+    inputs = partitions[settings.topics.transactions]
+    same = {topic for topic, count in partitions.items() if count == inputs}
+    turn = Turn(settings, pipeline, judge, keeper, metrics, clock, engine_version=__version__, same_partitions=same)
+    restorer = Restorer(settings, client, store, keeper, pipeline, metrics, clock, fault=fault)
+    if scorer is not None:
+        metrics.set_model("champion", scorer.manifest.name, scorer.manifest.version, domain.spec_id)
+    return Worker(settings, client, keeper, turn, restorer, metrics, clock, fault=fault)
+
+
+def check_topics(settings: Settings, client: KafkaClient) -> dict[str, int]:
+    """Partition counts of the five topics. TopicError when one is missing or the inputs differ."""
+    topics = settings.topics
+    names = [topics.transactions, topics.labels, topics.scores, topics.alerts, topics.dead_letters]
+    admin = client.admin()
+    try:
+        found = admin.describe_topics(names)
+    finally:
+        admin.close()
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise TopicError(f"topics are missing: {', '.join(missing)}; create them with `riskstream topics create`")
+    counts = {name: found[name].partitions for name in names}
+    if counts[topics.transactions] != counts[topics.labels]:
+        raise TopicError(
+            f"{topics.transactions} has {counts[topics.transactions]} partitions and {topics.labels} has "
+            f"{counts[topics.labels]}: they must have the same number, keyed alike"
+        )
+    return counts
+
+
+def check_store(store: StateStore) -> None:
+    """Refuses a store that may lose rows behind our back, or lacks a right. A store that is away is waited for.
+
+    ConfigError, NotAuthorisedError.
+    """
+    for finding in store.check():
+        if finding.level == "error" and finding.subject == "redis rights":
+            raise NotAuthorisedError(f"{finding.message}. {finding.remedy}")
+        if finding.level == "error" and finding.subject != "redis":
+            raise ConfigError(f"{finding.subject}: {finding.message}. {finding.remedy}")
+
+
+def health_of(worker: Worker, clock: Clock) -> Status:
+    """The worker's state in the words of the health checks."""
+    since_ms = int((clock.monotonic() - worker.last_turn) * 1000)
+    waiting = "redis" if worker.waiting_for_store else ""
+    return Status(since_ms, worker.assigned, worker.restoring(), waiting)
+
+
+def run_worker(settings: Settings, *, profile: bool = False) -> int:
+    """Runs one worker until SIGTERM or SIGINT; returns the exit code. Blocks.
+
+    FatalError, ConfigError and BundleRefused leave through their own exit codes (stream/errors.py).
+    """
+    clock, registry = SystemClock(), CollectorRegistry()
+    metrics = Metrics(registry)
+    log = structlog.get_logger("riskstream")
+    domain = load_domain(settings)
+    scorer = None
+    if settings.scoring.bundle is not None:
+        scorer = load_scorer(settings.scoring.bundle, domain, threads=settings.scoring.threads)
+    store = open_store(settings, domain)
+    check_store(store)
+    worker = build_worker(settings, domain, connect(settings), store, metrics, scorer=scorer, clock=clock)
+    stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stop.set())
+    health = HealthServer(settings.http, registry, lambda: health_of(worker, clock))
+    port = health.start()
+    model = scorer.manifest.label if scorer is not None else None
+    log.info("started", model=model, spec_id=domain.spec_id, http_port=port, id=transactional_id(settings))
+    try:
+        worker.run(stop)
+    except FatalError as error:
+        log.error("stopped", error=str(error), exit_code=error.exit_code)
+        raise
+    finally:
+        health.stop()
+        store.close()
+    log.info("stopped", exit_code=0)
+    if profile:
+        print(metrics.profile_table())
+    return 0

@@ -1,0 +1,306 @@
+"""Looks at everything around a worker before it starts, through the ports alone, and says what to do.
+
+Changes nothing: topics are read, never written; the transactional id it takes is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from stream.config import Settings
+from stream.errors import RiskstreamError, UnavailableError
+from stream.kafka.port import Admin, CommittedOffset, KafkaClient, Reader, TopicDescription, TopicPartition
+from stream.state.store import Checkpoint, Finding, StateStore
+
+_DAY_MS = 86_400_000
+_ENVELOPE_BYTES = 65_536
+"""Room for the headers that a dead letter gets beside the raw bytes of its record."""
+_ESCAPES = 4
+"""How much longer an event may become in a score record, where text is escaped again."""
+_ENOUGH_REPLICAS = 3
+_READ_TIMEOUT_MS = 2_000
+
+
+def examine(
+    settings: Settings,
+    kafka: KafkaClient | None,
+    store: StateStore | None,
+    verify_bundle: Callable[[Path], str] | None = None,
+) -> list[Finding]:
+    """Everything that was found, in the order in which a person would mend it. Blocks for some seconds.
+
+    What is None is left out. `verify_bundle` takes the folder, and returns what to say of a good bundle or
+    raises BundleRefused. Never raises for what it can report.
+    """
+    findings: list[Finding] = []
+    if kafka is not None:
+        findings += _guarded("kafka", lambda: _kafka(settings, kafka, store))
+    if store is not None:
+        findings += _guarded("state store", store.check)
+    return findings + _files(settings, verify_bundle)
+
+
+_NO_COORDINATOR = (
+    "the replication factor of __transaction_state must not exceed the number of brokers: look at that topic"
+)
+_START_IT = "start the server, or correct its address in the settings"
+
+
+def _guarded(subject: str, look: Callable[[], list[Finding]], when_away: str = _START_IT) -> list[Finding]:
+    """What `look` finds, or what stopped it: one broken thing must not hide the others."""
+    try:
+        return look()
+    except UnavailableError as error:
+        return [Finding(subject, "error", str(error), when_away)]
+    except RiskstreamError as error:
+        remedy = "the message names the setting or the right; correct it and run doctor again"
+        return [Finding(subject, "error", str(error), remedy)]
+
+
+def _kafka(settings: Settings, kafka: KafkaClient, store: StateStore | None) -> list[Finding]:
+    admin = kafka.admin()
+    try:
+        brokers = admin.broker_ids()
+        names = list(settings.topics.model_dump().values())
+        topics = admin.describe_topics(names)
+        findings = [Finding("kafka brokers", "ok", f"{len(brokers)} reachable at {settings.kafka.bootstrap_servers}")]
+        findings += _presence(settings, topics)
+        findings += _replication(len(brokers), topics)
+        findings += _retention(settings, topics)
+        findings += _sizes(settings, topics)
+        findings += _guarded("kafka transactions", lambda: _transactions(settings, kafka), _NO_COORDINATOR)
+        findings += _guarded("kafka group", lambda: _positions(settings, kafka, admin, topics, store))
+        return findings
+    finally:
+        admin.close()
+
+
+def _inputs(settings: Settings) -> tuple[str, str]:
+    return settings.topics.transactions, settings.topics.labels
+
+
+def _presence(settings: Settings, topics: Mapping[str, TopicDescription]) -> Iterator[Finding]:
+    for field, name in settings.topics.model_dump().items():
+        if name in topics:
+            yield Finding(f"topic {name}", "ok", f"{topics[name].partitions} partitions")
+        else:
+            message = f"does not exist (topics.{field})"
+            yield Finding(f"topic {name}", "error", message, "riskstream topics create, or correct the setting")
+    transactions, labels = (topics.get(name) for name in _inputs(settings))
+    if transactions is None or labels is None:
+        return
+    if transactions.partitions == labels.partitions:
+        yield Finding("co-partitioning", "ok", f"both inputs have {labels.partitions} partitions")
+        return
+    yield Finding(
+        "co-partitioning",
+        "error",
+        f"{transactions.name} has {transactions.partitions} partitions and {labels.name} {labels.partitions}: labels "
+        "would reach other workers than their transactions",
+        "give both the same number of partitions, keyed by account id, and publish the labels again",
+    )
+
+
+def _replication(brokers: int, topics: Mapping[str, TopicDescription]) -> Iterator[Finding]:
+    if brokers == 1:
+        message = "a single broker: its disk is the only copy of events, scores and offsets"
+        remedy = "fine for a trial; in production three brokers, replication factor 3, min.insync.replicas 2"
+        yield Finding("replication", "warning", message, remedy)
+        return
+    weak = []
+    for topic in topics.values():
+        in_sync = _number(topic, "min.insync.replicas", 1)
+        if topic.replication_factor < min(_ENOUGH_REPLICAS, brokers):
+            weak.append(f"{topic.name} has {topic.replication_factor} replicas")
+        elif in_sync < 2:
+            weak.append(f"{topic.name} acknowledges with one replica (min.insync.replicas {in_sync})")
+        elif in_sync >= topic.replication_factor:
+            weak.append(f"{topic.name} stops when one broker is away (min.insync.replicas {in_sync})")
+    if weak:
+        remedy = "replication factor 3 and min.insync.replicas 2 survive the loss of one broker without a pause"
+        yield Finding("replication", "warning", "; ".join(weak), remedy)
+    elif topics:
+        yield Finding("replication", "ok", "every topic survives the loss of one broker")
+
+
+def _retention(settings: Settings, topics: Mapping[str, TopicDescription]) -> Iterator[Finding]:
+    horizon_days = settings.state.horizon_days
+    for name, topic in topics.items():
+        is_input = name in _inputs(settings)
+        if "compact" in topic.config.get("cleanup.policy", "delete"):
+            what = "accounts' earlier events vanish" if is_input else "only an account's last record is kept"
+            remedy = f"set cleanup.policy of {name} to delete"
+            yield Finding(f"retention {name}", "error" if is_input else "warning", f"compacted: {what}", remedy)
+        elif is_input:
+            yield _horizon(topic, horizon_days)
+
+
+def _horizon(topic: TopicDescription, horizon_days: int) -> Finding:
+    subject = f"retention {topic.name}"
+    retention_ms, retention_bytes = _number(topic, "retention.ms", -1), _number(topic, "retention.bytes", -1)
+    remedy = f"set retention.ms of {topic.name} to {horizon_days * _DAY_MS} or more, or -1, and retention.bytes to -1"
+    if 0 <= retention_ms < horizon_days * _DAY_MS:
+        message = (
+            f"keeps {retention_ms / _DAY_MS:.1f} days, the features look back {horizon_days} (state.horizon_days): "
+            "after a loss of Redis the rebuilt state would be short"
+        )
+        return Finding(subject, "warning", message, remedy)
+    if retention_bytes >= 0:
+        message = f"keeps {retention_bytes} bytes a partition, however few days that is"
+        return Finding(subject, "warning", message, remedy)
+    return Finding(subject, "ok", f"covers the horizon of {horizon_days} days")
+
+
+def _sizes(settings: Settings, topics: Mapping[str, TopicDescription]) -> Iterator[Finding]:
+    largest_in = max(
+        (_number(topics[name], "max.message.bytes", 0) for name in _inputs(settings) if name in topics), default=0
+    )
+    needed = {
+        settings.topics.dead_letters: (
+            largest_in + _ENVELOPE_BYTES,
+            "a dead letter holds the whole record of an input",
+        ),
+        settings.topics.scores: (_ESCAPES * settings.batch.max_message_bytes, "a score record holds its event"),
+        settings.topics.alerts: (_ESCAPES * settings.batch.max_message_bytes, "an alert holds its event"),
+    }
+    for name, (minimum, reason) in needed.items():
+        limit = _number(topics[name], "max.message.bytes", minimum) if name in topics else minimum
+        if limit < minimum:
+            message = (
+                f"max.message.bytes is {limit}, {minimum} may be needed ({reason}); a refused record stops workers"
+            )
+            remedy = f"raise max.message.bytes of {name} to {minimum}"
+            yield Finding(f"message size {name}", "warning", message, remedy)
+
+
+def _transactions(settings: Settings, kafka: KafkaClient) -> list[Finding]:
+    # Of its own, so that no running worker is fenced; with the worker's prefix, so that the same right covers it.
+    transactional_id = f"{settings.kafka.group}-{settings.kafka.worker_id}-doctor"
+    producer = kafka.producer(transactional_id)
+    try:
+        producer.init_transactions()
+        producer.begin()
+        producer.abort()
+    finally:
+        producer.close()
+    message = "a transactional id was granted (the right to write the outputs is not tried: nothing is written)"
+    return [Finding("kafka transactions", "ok", message)]
+
+
+def _positions(
+    settings: Settings,
+    kafka: KafkaClient,
+    admin: Admin,
+    topics: Mapping[str, TopicDescription],
+    store: StateStore | None,
+) -> list[Finding]:
+    """Rights to read the inputs and the group's offsets, then those offsets beside log and checkpoints."""
+    found = [topics[name] for name in _inputs(settings) if name in topics]
+    partitions = [TopicPartition(topic.name, number) for topic in found for number in range(topic.partitions)]
+    reader = kafka.reader()
+    try:
+        first = {partition: reader.first_offset(partition) for partition in partitions}
+        _read_one(reader, first)
+    finally:
+        reader.close()
+    committed = admin.last_committed(settings.kafka.group, partitions)
+    findings = [Finding("kafka group", "ok", f"{settings.kafka.group} may read the inputs and its offsets")]
+    if store is not None and len(found) == len(_inputs(settings)):
+        findings += _guarded("state", lambda: _state(settings, store, first, committed))
+    return findings
+
+
+def _read_one(reader: Reader, first: Mapping[TopicPartition, int]) -> None:
+    """Reads a record if there is one: asking for offsets alone does not need the right to read."""
+    filled = {partition: offset for partition, offset in first.items() if reader.end_offset(partition) > offset}
+    if filled:
+        reader.assign(filled)
+        reader.poll(1, _READ_TIMEOUT_MS)
+
+
+def _state(
+    settings: Settings,
+    store: StateStore,
+    first: Mapping[TopicPartition, int],
+    committed: Mapping[TopicPartition, CommittedOffset],
+) -> list[Finding]:
+    """The restore table of the engine, looked up ahead of the start."""
+    topic, labels = _inputs(settings)
+    ahead, truncated, missing, behind, clean = [], [], [], [], []
+    for number in sorted(each.partition for each in committed if each.topic == topic):
+        done = Checkpoint(
+            committed[TopicPartition(topic, number)].offset,
+            committed.get(TopicPartition(labels, number), CommittedOffset(0, "")).offset,
+        )
+        held = store.load_checkpoint(number)
+        if held is None:
+            missing.append(number)
+        elif held.transactions > done.transactions or held.labels > done.labels:
+            ahead.append(number)
+        elif held.transactions < min(done.transactions, first[TopicPartition(topic, number)]):
+            truncated.append(number)
+        elif held.transactions < done.transactions:
+            behind.append(number)
+        else:
+            clean.append(number)
+    return list(_of_state(settings, ahead, truncated, missing, behind, clean))
+
+
+def _of_state(  # noqa: PLR0917  # one list per row of the restore table, in its order
+    settings: Settings,
+    ahead: Sequence[int],
+    truncated: Sequence[int],
+    missing: Sequence[int],
+    behind: Sequence[int],
+    clean: Sequence[int],
+) -> Iterator[Finding]:
+    if ahead:
+        message = f"partitions {ahead}: the state is ahead of the group's offsets, which were moved back"
+        remedy = "give redis.namespace a new name, or clear the state of these partitions so that it is rebuilt"
+        yield Finding("state", "error", message, remedy)
+    if truncated:
+        level = "error" if settings.state.on_truncated_log == "refuse" else "warning"
+        message = f"partitions {truncated}: the log no longer holds the events after the checkpoint"
+        remedy = "keep records longer; now: state.on_truncated_log = continue goes on and flags the scores"
+        yield Finding("state", level, message, remedy)
+    if missing:
+        how = "rebuilt from the log" if settings.state.on_missing_checkpoint == "rebuild" else "begun cold, flagged"
+        remedy = "expected after a new namespace or a new feature specification; otherwise give Redis persistence"
+        yield Finding("state", "warning", f"partitions {missing}: no checkpoint; their state will be {how}", remedy)
+    if behind:
+        yield Finding("state", "ok", f"partitions {behind}: a start replays the events since the checkpoint")
+    if clean:
+        yield Finding("state", "ok", f"partitions {clean}: up to the committed offset")
+    if not (ahead or truncated or missing or behind or clean):
+        yield Finding("state", "ok", f"group {settings.kafka.group} has not committed anything yet: a first start")
+
+
+def _files(settings: Settings, verify_bundle: Callable[[Path], str] | None) -> list[Finding]:
+    findings = []
+    for name in ("policy", "rates"):
+        file = getattr(settings.scoring, name)
+        if file is not None and not file.is_file():
+            findings.append(
+                Finding(f"scoring.{name}", "error", f"{file} does not exist", f"correct or remove scoring.{name}")
+            )
+    folder = settings.scoring.bundle
+    if folder is None:
+        message = "no bundle is set: scores come from rules alone, flagged"
+        findings.append(
+            Finding("bundle", "warning", message, "riskstream train, then set scoring.bundle to its folder")
+        )
+    elif not folder.is_dir():
+        message = f"{folder} does not exist or is no folder"
+        findings.append(
+            Finding("bundle", "error", message, "correct scoring.bundle, or make one with riskstream train")
+        )
+    elif verify_bundle is not None:
+        findings += _guarded("bundle", lambda: [Finding("bundle", "ok", verify_bundle(folder))])
+    return findings
+
+
+def _number(topic: TopicDescription, name: str, default: int) -> int:
+    """A whole number of the topic's configuration; the default where the cluster does not tell it."""
+    text = topic.config.get(name, "")
+    return int(text) if text.lstrip("-").isdecimal() else default

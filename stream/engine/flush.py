@@ -1,0 +1,170 @@
+"""Rows between memory and the store: loading what a batch needs, writing behind what has committed.
+
+The order of a flush makes a replay exact even if the flush was cut short: all account rows, then all
+entity rows, then the copies, then W. A row that is ahead of W is then harmless: while an account row is
+missing its events, every entity row is still at W, so the replay computes the same step vectors; once
+an entity row is ahead, all account rows hold their events and fold nothing. It needs that at most 64
+events of an account are folded between flushes (features/duplicates.py): `must_flush` watches over it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
+
+from stream.engine.partition import Partition
+from stream.errors import UnavailableError
+from stream.features.assemble import FeatureState, RowName
+from stream.features.batch import EventBatch, LabelBatch
+from stream.features.rows import LABEL_RING, RING
+from stream.metrics import Metrics
+from stream.state.store import Checkpoint, StateStore
+
+ACCOUNT_EVENTS_PER_TURN = RING // 2
+ACCOUNT_LABELS_PER_TURN = LABEL_RING // 2
+_WRITE_ROWS = 4_096
+
+
+def no_fault(point: str) -> None:
+    """Fault points do nothing; crash tests pass a function that kills, stops or raises here."""
+
+
+class RowKeeper:
+    """Loads and flushes the rows of a worker's partitions. Owned by the engine's thread."""
+
+    def __init__(
+        self,
+        state: FeatureState,
+        store: StateStore,
+        metrics: Metrics,
+        *,
+        share_entities: bool,
+        fault: Callable[[str], None] = no_fault,
+    ) -> None:
+        """`share_entities`: publish entity partials for other partitions, and read theirs."""
+        self._state, self._store, self._metrics = state, store, metrics
+        self._share = share_entities
+        self._fault = fault
+        self._evictions: dict[str, int] = {}
+
+    def load(
+        self,
+        batch: EventBatch | LabelBatch,
+        checkpoints: Mapping[int, Checkpoint | None],
+        *,
+        without: Collection[int] = (),
+    ) -> None:
+        """Brings the rows that the batch needs into memory: one round trip.
+
+        Rows of the partitions in `without` are made empty and not asked for (they are degraded).
+        UnavailableError (nothing was changed), StateLostError, ArenaFullError (flush, then again).
+        """
+        names = self._state.missing(batch)
+        if not names:
+            return
+        asked = [name for name in names if name[1] not in without]
+        keys = [self._store.row_key(partition, kind, identity) for kind, partition, identity in asked]
+        rows = self._store.load_rows(keys, {p: checkpoints[p] for p in {name[1] for name in asked}}) if asked else []
+        self._state.admit(asked, keys, rows)
+        empty = [name for name in names if name[1] in without]
+        self._state.admit(empty, [b""] * len(empty), [None] * len(empty))
+        self._count_load(asked, rows)
+
+    def _count_load(self, names: Sequence[RowName], rows: Sequence[bytes | None]) -> None:
+        loaded = sum(row is not None for row in rows)
+        self._metrics.redis_rows.labels("loaded").inc(loaded)
+        self._metrics.redis_rows.labels("absent").inc(len(rows) - loaded)
+        for kind, count in Counter(name[0] for name in names).items():
+            self._metrics.arena_misses.labels(kind).inc(count)
+
+    def store_answers(self, partition: int) -> bool:
+        """Whether the store can be asked again."""
+        try:
+            self._store.load_checkpoint(partition)
+        except UnavailableError:
+            return False
+        return True
+
+    def drop(self, partition: int) -> None:
+        """Forgets every row of a partition, unwritten changes too."""
+        self._state.drop(partition)
+
+    def refresh_others(self, batch: EventBatch, now_ms: int, refresh_ms: int) -> None:
+        """Reads the other partitions' partials of the batch's entities that were last read too long ago."""
+        if not self._share:
+            return
+        for kind, rows in self._state.entities.items():
+            slots = self._state.entity_slots(kind, batch)
+            stale = slots[now_ms - rows.pool["other_read_ms"][slots] >= refresh_ms]
+            if len(stale):
+                identities = [rows.pool.identity[slot] for slot in stale.tolist()]
+                copies = self._store.read_copies(kind, identities)
+                rows.set_others(stale, copies, rows.pool.partition_of(stale).tolist(), now_ms)
+
+    def measure(self) -> None:
+        """Sets the gauges of the rows in memory."""
+        for pool in self._state.pools():
+            self._metrics.arena_rows.labels(pool.kind).set(len(pool))
+            self._metrics.arena_capacity.labels(pool.kind).set(pool.capacity)
+            counted = self._evictions.get(pool.kind, 0)
+            self._metrics.arena_evictions.labels(pool.kind).inc(pool.evictions - counted)
+            self._evictions[pool.kind] = pool.evictions
+
+    def must_flush(self) -> bool:
+        """Whether one more turn could bring an account past what a replay can tell apart."""
+        accounts = self._state.accounts
+        used = accounts.pool.used_up_to
+        events, labels = accounts.unflushed_events[:used], accounts.unflushed_labels[:used]
+        return bool(
+            events.max(initial=0) > RING - ACCOUNT_EVENTS_PER_TURN
+            or labels.max(initial=0) > LABEL_RING - ACCOUNT_LABELS_PER_TURN
+        )
+
+    def flush(self, partitions: Collection[Partition]) -> int:
+        """Writes the dirty rows of these partitions and then W of each. Nothing may be uncommitted.
+
+        UnavailableError: repeat later, all remains dirty. StateLostError: the store lost W.
+        Returns how many rows were written.
+        """
+        numbers = [partition.number for partition in partitions]
+        written = 0
+        flushed = []
+        for pool in self._state.pools():
+            slots = pool.dirty_slots(numbers)
+            written += self._write(pool.kind, slots)
+            flushed.append((pool.kind, slots))
+            self._fault(f"flush:after_{'accounts' if pool.kind == 'account' else 'entities'}")
+        for partition in partitions:
+            if partition.checkpoint != partition.done:
+                self._store.write_checkpoint(partition.number, partition.checkpoint, partition.done)
+            partition.flushed()
+        for kind, slots in flushed:
+            self._state.mark_clean(kind, slots)
+        return written
+
+    def _write(self, kind: str, slots: np.ndarray[tuple[int], np.dtype[np.int64]]) -> int:
+        pool = self._state.pool(kind)
+        for start in range(0, len(slots), _WRITE_ROWS):
+            chunk = slots[start : start + _WRITE_ROWS]
+            rows = self._state.pack(kind, chunk)
+            members = chunk.tolist()
+            replaced = self._store.write_rows(dict(zip([self._key(kind, slot) for slot in members], rows, strict=True)))
+            self._metrics.redis_rows.labels("written").inc(replaced)
+            self._metrics.redis_rows.labels("skipped").inc(len(members) - replaced)
+            self._fault("flush:after_chunk")
+            if self._share and kind != "account":
+                by_partition: dict[int, dict[str, bytes]] = {}
+                for slot, partition, row in zip(members, pool.partition_of(chunk).tolist(), rows, strict=True):
+                    by_partition.setdefault(partition, {})[pool.identity[slot]] = row
+                for partition, copies in by_partition.items():
+                    self._store.publish_copies(kind, partition, copies)
+        return len(slots)
+
+    def _key(self, kind: str, slot: int) -> bytes:
+        pool = self._state.pool(kind)
+        if not pool.key[slot]:
+            partition = int(pool.partition_of(np.array([slot]))[0])
+            pool.key[slot] = self._store.row_key(partition, kind, pool.identity[slot])
+        return pool.key[slot]

@@ -1,0 +1,83 @@
+"""What was polled and is not yet done, and which of it the next turn takes.
+
+Labels wait for the transactions that were published before them: a label is due once the first waiting
+transaction is not older than it (Kafka timestamps), or when no transaction waits at all. So a worker that
+is behind does not learn of a fraud before it has scored it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from stream.engine.partition import Partition
+from stream.kafka.port import Record
+from stream.state.store import Checkpoint
+
+
+@dataclass(slots=True)
+class Share:
+    """What a turn does of one partition: labels first, then transactions."""
+
+    partition: Partition
+    labels: list[Record] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+
+    def end(self) -> Checkpoint:
+        """Where the partition stands once this is done."""
+        done = self.partition.done
+        return Checkpoint(
+            self.records[-1].offset + 1 if self.records else done.transactions,
+            self.labels[-1].offset + 1 if self.labels else done.labels,
+        )
+
+
+def take(partitions: Iterable[Partition], caught_up: frozenset[int], max_events: int) -> list[Share]:
+    """The next turn: at most `max_events` transactions and as many labels. Removes them from the queues.
+
+    `caught_up`: numbers of the partitions of which everything published so far has been polled.
+    """
+    shares = []
+    for partition in partitions:
+        if not partition.waiting_labels and not partition.waiting_records:
+            continue
+        share = Share(partition)
+        first = partition.waiting_records[0] if partition.waiting_records else None
+        while partition.waiting_labels and len(share.labels) < max_events:
+            label = partition.waiting_labels[0]
+            due = label.timestamp <= first.timestamp if first is not None else partition.number in caught_up
+            if not due:
+                break
+            share.labels.append(partition.waiting_labels.popleft())
+        while partition.waiting_records and max_events > 0:
+            share.records.append(partition.waiting_records.popleft())
+            max_events -= 1
+        if share.labels or share.records:
+            shares.append(share)
+    return shares
+
+
+def put_back(shares: Sequence[Share]) -> None:
+    """Undoes `take`: the turn could not begin."""
+    for share in shares:
+        share.partition.waiting_labels.extendleft(reversed(share.labels))
+        share.partition.waiting_records.extendleft(reversed(share.records))
+
+
+def keep_first(share: Share, *, labels: int, records: int) -> None:
+    """Shortens a share; what is left over waits for the next turn."""
+    share.partition.waiting_labels.extendleft(reversed(share.labels[labels:]))
+    share.partition.waiting_records.extendleft(reversed(share.records[records:]))
+    del share.labels[labels:]
+    del share.records[records:]
+
+
+def within_limit(accounts: Sequence[str], limit: int) -> int:
+    """How many of the first items can be taken before an account would come more than `limit` times."""
+    seen: dict[str, int] = {}
+    for place, account in enumerate(accounts):
+        count = seen.get(account, 0) + 1
+        if count > limit:
+            return place
+        seen[account] = count
+    return len(accounts)

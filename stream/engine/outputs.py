@@ -1,0 +1,222 @@
+"""From scores to the records that are published: decisions, flags, reasons, and their JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.config import RecordSettings
+from stream.decisions.attribution import Attribution, FeatureGroups, ModelInputs, Reference
+from stream.decisions.decider import NO_BAND, Decided, Decider
+from stream.decisions.policy import Policy
+from stream.decisions.reasons import Explainer
+from stream.decisions.scale import NO_SCORE
+from stream.engine.pipeline import Scored
+from stream.events.moments import moment_text
+from stream.events.records import DECISIONS, Decision, EventSplitter, Flag
+from stream.features.batch import NO_AMOUNT
+from stream.features.spec import Domain
+from stream.scoring.scorer import Scorer
+
+_FLAGS = tuple(Flag)
+_APPROVE = DECISIONS.index(Decision.APPROVE)
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a batch's records say beside the scores, by position in the batch."""
+
+    origins: list[dict[str, Any]]
+    labels_offset: list[int]
+    cold: NDArray[np.bool_]
+    degraded: NDArray[np.bool_]
+    now_ms: int
+
+
+@dataclass(slots=True)
+class Judged:
+    """A batch decided, aligned with `scored.index` (A,). `flags` are bit sets over the places in Flag."""
+
+    scored: Scored
+    decided: Decided
+    probability: NDArray[np.float64]
+    flags: NDArray[np.int64]
+
+    @property
+    def suspicious(self) -> NDArray[np.int64]:
+        """Positions (in A) of what is not approved."""
+        return np.flatnonzero(self.decided.decision != _APPROVE)
+
+    def flag_names(self) -> list[list[str]]:
+        """The flags of each event by name: (A,)."""
+        return [_names(flags) for flags in self.flags.tolist()]
+
+
+class ModelExplainer:
+    """Reasons for the alerts of one model: its attribution, put into the domain's words."""
+
+    def __init__(self, domain: Domain, scorer: Scorer) -> None:
+        steps, aggregates, manifest = domain.step_columns, domain.aggregate_columns, scorer.manifest
+        usual_step = {column.name: manifest.step_references.get(column.name) for column in steps}
+        usual = {column.name: manifest.aggregate_references.get(column.name) for column in aggregates}
+        groups = FeatureGroups.of(steps, aggregates)
+        self._scorer = scorer
+        self._attribution = Attribution(groups, Reference.of(steps, aggregates, usual_step, usual))
+        self._words = Explainer(groups.names, aggregates, domain.reasons, usual)
+
+    def reasons(self, inputs: ModelInputs) -> list[list[dict[str, Any]]]:
+        """The top factors of A events, greatest first. ScoringFailed when the model fails at it."""
+        contributions = self._attribution.contributions(lambda *parts: self._scorer.score(*parts).log_odds, inputs)
+        explained = self._words.explain(contributions, inputs.aggregates)
+        return [[reason.model_dump() for reason in reasons] for reasons in explained]
+
+
+class Judge:
+    """Decides, and writes the records. One per worker."""
+
+    def __init__(self, domain: Domain, policy: Policy, records: RecordSettings, *, rates_version: str | None) -> None:
+        self._domain, self._policy, self._records = domain, policy, records
+        self._rates_version = rates_version
+        identity = [domain.event_id_field, domain.account_field, domain.time_field, domain.amount_field]
+        identity += [domain.currency_field, *(entity.field for entity in domain.entities)]
+        self._splitter = EventSplitter(domain.event.model_fields, identity)
+        self._deciders: dict[str, tuple[Decider, ModelExplainer | None]] = {}
+        self._columns = [column.name for column in domain.aggregate_columns]
+
+    def judge(self, scored: Scored, situation: Situation) -> Judged:
+        """Decisions and flags of the batch's new events."""
+        index = scored.index
+        decider, _ = self._for(scored.scorer)
+        probability = (
+            np.full(len(index), np.nan) if scored.scores is None else scored.scores.probability.astype(np.float64)
+        )
+        events = [scored.batch.events[i] for i in index.tolist()]
+        decided = decider.decide(probability, events, scored.assembled.aggregates[index])
+        flags = _flag_bits(
+            {
+                Flag.LATE: scored.assembled.late[index],
+                Flag.SATURATED: scored.assembled.saturated[index],
+                Flag.NO_RATE: scored.batch.amount_minor[index] == NO_AMOUNT,
+                Flag.COLD: situation.cold[index],
+                Flag.DEGRADED: situation.degraded[index],
+                Flag.RULES_ONLY: np.isnan(probability),
+            }
+        )
+        return Judged(scored, decided, probability, flags)
+
+    def score_records(self, judged: Judged, situation: Situation) -> list[dict[str, Any]]:
+        """One record per new event, of the shape of events.records.RiskScore."""
+        scored, assembled = judged.scored, judged.scored.assembled
+        common = self._common(judged, situation)
+        index = scored.index
+        shared = assembled.shared[index].tolist()
+        age_ms = np.maximum(situation.now_ms - assembled.view_read_ms[index], 0).tolist()
+        components = [{}] * len(index) if scored.scores is None else _rows_of(scored.scores.components)
+        features = self._features(judged)
+        spec_id = self._domain.spec_id
+        for place, (record, position) in enumerate(zip(common, index.tolist(), strict=True)):
+            record["labels_offset"] = situation.labels_offset[position]
+            record["entity_view_age_ms"] = age_ms[place] if shared[place] else None
+            record["components"] = components[place]
+            record["spec_id"] = spec_id
+            record["rates_version"] = self._rates_version
+            if place in features:
+                record["features"] = features[place]
+        return common
+
+    def alert_records(self, judged: Judged, records: list[dict[str, Any]], *, explain: bool) -> list[dict[str, Any]]:
+        """One alert per suspicious event, with the reasons; without them if `explain` is False (shed)."""
+        places = judged.suspicious
+        reasons: list[list[dict[str, Any]]] = [[] for _ in places]
+        _, explainer = self._for(judged.scored.scorer)
+        if explain and explainer is not None and len(places):
+            chosen = judged.scored.index[places]
+            assembled = judged.scored.assembled
+            inputs = ModelInputs(assembled.steps[chosen], assembled.lengths[chosen], assembled.aggregates[chosen])
+            reasons = explainer.reasons(inputs)
+        kept = ("labels_offset", "entity_view_age_ms", "components", "spec_id", "rates_version", "features")
+        alerts = []
+        for place, why in zip(places.tolist(), reasons, strict=True):
+            alert = {name: value for name, value in records[place].items() if name not in kept}
+            alerts.append(alert | {"reasons": why})
+        return alerts
+
+    def _common(self, judged: Judged, situation: Situation) -> list[dict[str, Any]]:
+        scored, decided = judged.scored, judged.decided
+        decider, _ = self._for(scored.scorer)
+        model = scored.scorer.manifest.label if scored.scorer is not None else None
+        scored_at, policy_version = moment_text(situation.now_ms), self._policy.version
+        bands = [*decider.band_names]
+        probability = judged.probability.tolist()
+        records = []
+        for place, position in enumerate(scored.index.tolist()):
+            identity, passthrough = self._splitter.split(scored.batch.events[position])
+            score, band = int(decided.score[place]), int(decided.band[place])
+            records.append(
+                identity
+                | {
+                    "passthrough": passthrough,
+                    "origin": situation.origins[position],
+                    "probability": None if score == NO_SCORE else probability[place],
+                    "score": None if score == NO_SCORE else score,
+                    "band": None if band == NO_BAND else bands[band],
+                    "decision": DECISIONS[decided.decision[place]],
+                    "rules": [hit.model_dump() for hit in decided.hits.get(place, ())],
+                    "model": model,
+                    "policy_version": policy_version,
+                    "flags": _names(int(judged.flags[place])),
+                    "scored_at": scored_at,
+                }
+            )
+        return records
+
+    def _features(self, judged: Judged) -> dict[int, dict[str, float]]:
+        """Feature values by place, for the records that the settings choose; NaN becomes null when encoded."""
+        mode, index = self._records.features, judged.scored.index
+        if mode == "none":
+            return {}
+        if mode == "alerts":
+            places = judged.suspicious.tolist()
+        else:
+            limit = 2**32 if mode == "all" else int(self._records.sample_rate * 2**32)
+            places = [
+                place
+                for place, value in enumerate(judged.scored.batch.event_hash[index].tolist())
+                if value & 0xFFFFFFFF < limit
+            ]
+        rows = judged.scored.assembled.aggregates[index]
+        return {place: dict(zip(self._columns, rows[place].tolist(), strict=True)) for place in places}
+
+    def _for(self, scorer: Scorer | None) -> tuple[Decider, ModelExplainer | None]:
+        """The decider and explainer that go with a model's thresholds and references."""
+        label = scorer.manifest.label if scorer is not None else ""
+        if label not in self._deciders:
+            columns = self._domain.aggregate_columns
+            if scorer is None:
+                made: tuple[Decider, ModelExplainer | None] = (Decider(self._policy, columns), None)
+            else:
+                thresholds = scorer.manifest.thresholds
+                decider = Decider(self._policy, columns, review=thresholds.review, decline=thresholds.decline)
+                made = (decider, ModelExplainer(self._domain, scorer))
+            self._deciders[label] = made
+        return self._deciders[label]
+
+
+def _flag_bits(flags: Mapping[Flag, NDArray[np.bool_]]) -> NDArray[np.int64]:
+    """One integer per event with the bit of each flag's place."""
+    bits = [where.astype(np.int64) << _FLAGS.index(flag) for flag, where in flags.items()]
+    total: NDArray[np.int64] = np.bitwise_or.reduce(bits)
+    return total
+
+
+def _names(bits: int) -> list[str]:
+    return [flag for place, flag in enumerate(_FLAGS) if bits >> place & 1] if bits else []
+
+
+def _rows_of(columns: Mapping[str, NDArray[np.float32]]) -> list[dict[str, float]]:
+    names = list(columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]

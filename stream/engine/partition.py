@@ -1,0 +1,100 @@
+"""One input partition as a worker sees it: its phase, its offsets, and what a commit says of it."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections import deque
+from dataclasses import dataclass, field
+
+from stream.config import Settings
+from stream.kafka.port import CommittedOffset, Record
+from stream.state.store import Checkpoint
+
+BEGINNING = Checkpoint(0, 0)
+
+METADATA_LIMIT = 3_500
+"""Kafka takes 4,096 bytes of offset metadata by default; when the pairs would pass this, flush first."""
+
+
+def transactional_id(settings: Settings) -> str:
+    """Stable per worker slot, so that a restarted worker fences its dead self."""
+    return f"{settings.kafka.group}-{settings.kafka.worker_id}"
+
+
+class Phase(enum.Enum):
+    """ASSIGNED -> RESTORING -> RUNNING -> PARKED; an abort or lost state leads back to ASSIGNED.
+
+    ASSIGNED: nothing is known of it yet. PARKED: revoked after a flush, rows kept in memory in case the
+    next assignment gives it back untouched.
+    """
+
+    ASSIGNED = "assigned"
+    RESTORING = "restoring"
+    RUNNING = "running"
+    PARKED = "parked"
+
+
+@dataclass(frozen=True, slots=True)
+class CommitNote:
+    """The metadata string of a committed transactions offset.
+
+    `base` is the checkpoint from which `pairs` tell the labels' places: before the transaction of offset t,
+    the labels below l had been folded. `cold_until_ms` marks a state that lacks history until then.
+    """
+
+    transactional_id: str = ""
+    base: Checkpoint = BEGINNING
+    pairs: tuple[tuple[int, int], ...] = ()
+    cold_until_ms: int = 0
+
+    def encode(self) -> str:
+        content = {
+            "v": 1,
+            "id": self.transactional_id,
+            "base": self.base,
+            "pairs": self.pairs,
+            "cold": self.cold_until_ms,
+        }
+        return json.dumps(content, separators=(",", ":"))
+
+    @classmethod
+    def decode(cls, text: str) -> CommitNote:
+        """An empty or foreign string (offsets set by a tool) is an empty note: labels then go by timestamps."""
+        try:
+            content = json.loads(text)
+            pairs = tuple((int(t), int(label)) for t, label in content["pairs"])
+            return cls(str(content["id"]), Checkpoint(*map(int, content["base"])), pairs, int(content["cold"]))
+        except (ValueError, KeyError, TypeError):
+            return cls()
+
+
+@dataclass(slots=True)
+class Partition:
+    """Offsets are 'first not yet done'. `done` is committed in Kafka; `checkpoint` is W in the store."""
+
+    number: int
+    phase: Phase = Phase.ASSIGNED
+    done: Checkpoint = BEGINNING
+    checkpoint: Checkpoint | None = None
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+    base: Checkpoint = BEGINNING
+    cold_until_ms: int = 0
+    degraded: bool = False
+    """Rows without history were used while the store was away; nothing is flushed, it restores afterwards."""
+    waiting_labels: deque[Record] = field(default_factory=deque)
+    waiting_records: deque[Record] = field(default_factory=deque)
+
+    def note(self, transactional_id: str) -> str:
+        return CommitNote(transactional_id, self.base, tuple(self.pairs), self.cold_until_ms).encode()
+
+    def committed(self, transactional_id: str) -> tuple[CommittedOffset, CommittedOffset]:
+        """What the next commit says: of the transactions, of the labels."""
+        return CommittedOffset(self.done.transactions, self.note(transactional_id)), CommittedOffset(
+            self.done.labels, ""
+        )
+
+    def flushed(self) -> None:
+        """All rows are in the store up to `done`."""
+        self.checkpoint = self.base = self.done
+        self.pairs.clear()

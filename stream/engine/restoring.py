@@ -1,0 +1,222 @@
+"""From an assigned partition to a running one: fence the former owner, plan, replay, flush."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from stream.clock import Clock
+from stream.config import Settings
+from stream.engine.flush import ACCOUNT_EVENTS_PER_TURN, ACCOUNT_LABELS_PER_TURN, RowKeeper, no_fault
+from stream.engine.inputs import within_limit
+from stream.engine.partition import CommitNote, Partition, Phase, transactional_id
+from stream.engine.pipeline import Pipeline
+from stream.engine.restore import Log, Plan, Replay, Step, plan
+from stream.errors import UnavailableError
+from stream.features.batch import EventBatch, LabelBatch
+from stream.features.pool import ArenaFullError
+from stream.kafka.port import Consumer, KafkaClient, TopicPartition
+from stream.metrics import Metrics
+from stream.state.store import Checkpoint, StateStore
+
+_DAY_MS = 86_400_000
+_PENDING_WAIT_MS = 500
+"""How long the committed offset may hang on a transaction before its producer is taken for dead."""
+
+
+@dataclass(slots=True)
+class _Job:
+    plan: Plan
+    replay: Replay
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """What Kafka knows of a partition: its log, C (None: the group never committed), and C's note."""
+
+    log: Log
+    committed: Checkpoint | None
+    note: CommitNote
+
+
+class Restorer:
+    """Takes partitions through RESTORING. Blocks at most for one poll of the log per step."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: KafkaClient,
+        store: StateStore,
+        keeper: RowKeeper,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        clock: Clock,
+        *,
+        fault: Callable[[str], None] = no_fault,
+    ) -> None:
+        self._settings, self._client, self._store = settings, client, store
+        self._keeper, self._pipeline, self._metrics, self._clock = keeper, pipeline, metrics, clock
+        self._transactional_id = transactional_id(settings)
+        self._fault = fault
+        self._jobs: dict[int, _Job] = {}
+        self._log = structlog.get_logger("riskstream.restore")
+
+    def forget(self, number: int) -> None:
+        """The partition is gone, or begins again."""
+        job = self._jobs.pop(number, None)
+        if job is not None:
+            job.replay.close()
+
+    def remaining(self, number: int) -> int:
+        """Offsets still to replay of a partition."""
+        job = self._jobs.get(number)
+        return job.replay.remaining if job is not None else 0
+
+    def step(self, partition: Partition, consumer: Consumer, flush_all: Callable[[], None]) -> bool:
+        """One step; True when the partition stands at its committed offset, rows flushed.
+
+        `flush_all` flushes every partition's rows: all stand at their `done` between two portions.
+        UnavailableError (of the store): call again later. CheckpointAheadError, LogTruncatedError: refused.
+        """
+        if partition.number not in self._jobs and not self._begin(partition, consumer):
+            return False
+        job = self._jobs[partition.number]
+        for step in job.replay.steps():
+            self._replay(partition, step, flush_all)
+            self._fault("restore:after_step")
+        self._metrics.restore_remaining.labels(str(partition.number)).set(job.replay.remaining)
+        if not job.replay.finished:
+            return False
+        if partition.checkpoint != partition.done:
+            flush_all()
+        self._log.info("restored", partition=partition.number, kind=job.plan.kind, position=list(partition.done))
+        self.forget(partition.number)
+        return True
+
+    def untouched(self, partition: Partition, consumer: Consumer) -> bool:
+        """Whether a parked partition comes back as it was left: nobody committed, the store is the same."""
+        origin = self._origin(partition.number, consumer)
+        if origin is None or origin.committed != partition.done:
+            return False
+        return self._store.load_checkpoint(partition.number) == partition.checkpoint
+
+    def begin_degraded(self, partition: Partition, consumer: Consumer) -> bool:
+        """The store is away and the policy is not to wait: stand at C without history."""
+        origin = self._origin(partition.number, consumer)
+        if origin is None:
+            return False
+        partition.done = origin.committed or origin.log.first
+        partition.pairs, partition.base = list(origin.note.pairs), origin.note.base
+        partition.cold_until_ms = origin.note.cold_until_ms
+        partition.degraded = True
+        return True
+
+    def _begin(self, partition: Partition, consumer: Consumer) -> bool:
+        """Plans; False when Kafka cannot say yet where the partition stands."""
+        number = partition.number
+        origin = self._origin(number, consumer)
+        if origin is None:
+            return False
+        checkpoint = self._store.load_checkpoint(number)
+        horizon = self._horizon(origin.log) if checkpoint is None else origin.log.first
+        now_ms = self._clock.now_ms()
+        chosen = plan(origin.log, origin.committed, origin.note, checkpoint, horizon, self._settings.state, now_ms)
+        if chosen.clear:
+            self._store.clear(number)
+        partition.phase = Phase.RESTORING
+        partition.checkpoint = checkpoint
+        partition.done = chosen.start
+        partition.pairs, partition.base = list(chosen.note.pairs), chosen.note.base
+        partition.cold_until_ms = chosen.cold_until_ms
+        self._metrics.restores.labels(chosen.kind).inc()
+        self._metrics.restoring.labels(str(number)).set(1)
+        self._log.info(
+            "restoring", partition=number, kind=chosen.kind, start=list(chosen.start), end=list(chosen.end),
+            labels_by_timestamp=chosen.start.labels < chosen.note.base.labels,
+        )  # fmt: skip
+        max_records = self._settings.batch.max_events * 4
+        replay = Replay(origin.log, chosen, self._client.reader(), self._client.reader(), max_records)
+        self._jobs[number] = _Job(chosen, replay)
+        return True
+
+    def _origin(self, number: int, consumer: Consumer) -> _Origin | None:
+        """What Kafka says of a partition; None while a transaction hangs over its offset, or Kafka is away.
+
+        A worker that died inside a transaction would hold this up until its transaction times out. Its
+        transactional id stands in the last commit's note: fencing it ends the transaction at once.
+        """
+        topics = self._settings.topics
+        transactions = TopicPartition(topics.transactions, number)
+        labels = TopicPartition(topics.labels, number)
+        try:
+            log = Log(
+                transactions, labels, Checkpoint(consumer.first_offset(transactions), consumer.first_offset(labels))
+            )
+            try:
+                found = consumer.committed(transactions, timeout_ms=_PENDING_WAIT_MS)
+                found_labels = consumer.committed(labels, timeout_ms=_PENDING_WAIT_MS)
+            except UnavailableError:
+                self._fence_former_owner(transactions)
+                return None
+        except UnavailableError as error:
+            self._log.warning("Kafka does not say where the partition stands", partition=number, error=str(error))
+            return None
+        if found is None:
+            return _Origin(log, None, CommitNote())
+        committed = Checkpoint(found.offset, found_labels.offset if found_labels else log.first.labels)
+        return _Origin(log, committed, CommitNote.decode(found.metadata))
+
+    def _fence_former_owner(self, transactions: TopicPartition) -> None:
+        admin = self._client.admin()
+        try:
+            last = admin.last_committed(self._settings.kafka.group, [transactions]).get(transactions)
+            former = CommitNote.decode(last.metadata).transactional_id if last else ""
+            if former and former != self._transactional_id:
+                self._log.warning("fencing", partition=transactions.partition, transactional_id=former)
+                admin.fence(former)
+        finally:
+            admin.close()
+
+    def _horizon(self, log: Log) -> Checkpoint:
+        """Where the feature horizon begins in both logs."""
+        since = self._clock.now_ms() - self._settings.state.horizon_days * _DAY_MS
+        reader = self._client.reader()
+        try:
+            starts = [reader.offset_for_time(tp, since) for tp in (log.transactions, log.labels)]
+            ends = [reader.end_offset(tp) for tp in (log.transactions, log.labels)]
+        finally:
+            reader.close()
+        return Checkpoint(*(end if start is None else start for start, end in zip(starts, ends, strict=True)))
+
+    def _replay(self, partition: Partition, step: Step, flush_all: Callable[[], None]) -> None:
+        """Folds one step, in portions that keep within what a cut-short flush can be replayed over."""
+        labels = self._pipeline.decode_labels(step.labels).batch
+        while len(labels):
+            portion = labels.part(0, within_limit(labels.accounts, ACCOUNT_LABELS_PER_TURN))
+            self._make_room(partition, portion, flush_all)
+            self._pipeline.fold_labels(portion)
+            partition.done = Checkpoint(partition.done.transactions, int(portion.offset[-1]) + 1)
+            labels = labels.part(len(portion), len(labels))
+        partition.done = Checkpoint(partition.done.transactions, step.done.labels)
+        events = self._pipeline.decode_events(step.transactions).batch
+        while len(events):
+            portion_of_events = events.part(0, within_limit(events.accounts, ACCOUNT_EVENTS_PER_TURN))
+            self._make_room(partition, portion_of_events, flush_all)
+            self._pipeline.fold_events(portion_of_events)
+            partition.done = Checkpoint(int(portion_of_events.offset[-1]) + 1, step.done.labels)
+            events = events.part(len(portion_of_events), len(events))
+        partition.done = step.done
+
+    def _make_room(self, partition: Partition, batch: EventBatch | LabelBatch, flush_all: Callable[[], None]) -> None:
+        """Between two portions every row stands at its partition's `done`, so all may be flushed."""
+        if self._keeper.must_flush():
+            flush_all()
+        known = {partition.number: partition.checkpoint}
+        self._pipeline.next_turn()
+        try:
+            self._keeper.load(batch, known)
+        except ArenaFullError:
+            flush_all()
+            self._keeper.load(batch, {partition.number: partition.checkpoint})

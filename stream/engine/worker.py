@@ -1,0 +1,389 @@
+"""The loop: one worker of the group, its partitions, its transactions.
+
+A partition's life:
+
+    ASSIGNED --> RESTORING --> RUNNING --> PARKED (revoked, flushed, rows kept) --> dropped
+        ^                         |            |
+        +-- aborted, state lost --+            +--> RUNNING (given back, nobody touched it)
+
+`run` is the life, `run_once` one turn. The rebalance callbacks are plain methods, run inside `poll` on
+this thread; what takes long or may fail is left to the turn.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+import structlog
+
+from stream.clock import Clock
+from stream.config import Settings
+from stream.engine import inputs
+from stream.engine.flush import RowKeeper, no_fault
+from stream.engine.inputs import Share
+from stream.engine.partition import METADATA_LIMIT, Partition, Phase, transactional_id
+from stream.engine.restoring import Restorer
+from stream.engine.turn import Turn, TurnResult
+from stream.errors import StateLostError, TopicError, TurnAborted, UnavailableError
+from stream.kafka.port import CommittedOffset, Consumer, KafkaClient, Producer, TopicPartition
+from stream.metrics import Metrics
+
+_RETRY_WAIT_MS = 100
+
+
+class Worker:
+    """Runs until told to stop. One thread owns it; the properties above `run` may be read from others."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: KafkaClient,
+        keeper: RowKeeper,
+        turn: Turn,
+        restorer: Restorer,
+        metrics: Metrics,
+        clock: Clock,
+        *,
+        fault: Callable[[str], None] = no_fault,
+    ) -> None:
+        self._settings, self._client, self._clock, self._metrics = settings, client, clock, metrics
+        self._keeper, self._turn, self._restorer = keeper, turn, restorer
+        self._fault = fault
+        self._partitions: dict[int, Partition] = {}
+        self._consumer: Consumer = client.consumer()
+        self._producer: Producer = client.producer(transactional_id(settings))
+        self._reading_paused = False
+        self._waiting_for_store = False
+        self._last_flush = self._last_turn = clock.monotonic()
+        self._log = structlog.get_logger("riskstream.worker")
+
+    @property
+    def last_turn(self) -> float:
+        """Clock.monotonic() of the last time the loop came round."""
+        return self._last_turn
+
+    @property
+    def assigned(self) -> int:
+        """Partitions that this worker holds."""
+        return len(self._partitions)
+
+    @property
+    def waiting_for_store(self) -> bool:
+        return self._waiting_for_store
+
+    def restoring(self) -> dict[int, int]:
+        """Partition -> events still to replay, of those that do not run yet."""
+        partitions = list(self._partitions.values())
+        return {p.number: self._restorer.remaining(p.number) for p in partitions if p.phase is not Phase.RUNNING}
+
+    # --- life
+
+    def run(self, stop: threading.Event) -> None:
+        """Blocks until `stop` is set, then finishes: flush, leave the group. FatalError ends it at once."""
+        self.start()
+        try:
+            while not stop.is_set():
+                self.run_once()
+            self.finish()
+        finally:
+            self._producer.close()
+
+    def start(self) -> None:
+        """Fences a former worker of this id, joins the group."""
+        self._producer.init_transactions()
+        topics = self._settings.topics
+        self._consumer.subscribe([topics.transactions, topics.labels], self)
+
+    def finish(self) -> None:
+        """Everything is committed between turns: flush, leave the group."""
+        try:
+            self._flush(self._with_rows())
+        except (UnavailableError, StateLostError) as error:
+            self._log.warning("flush at the end failed; the next owner replays", error=str(error))
+        for number in self._partitions:
+            self._restorer.forget(number)
+        self._consumer.close(leave_group=True)
+
+    def run_once(self) -> None:
+        """One turn:
+
+        1. poll (the rebalance callbacks run here)
+        2. one step for each partition that is restoring
+        3. take what is due: labels first, then transactions
+        4. load rows, fold, score, decide (turn.py)
+        5. one transaction: outputs and offsets
+        6. flush rows, if it is time
+        """
+        self._last_turn = self._clock.monotonic()
+        self._poll()
+        self._restore_some()
+        shares = inputs.take(self._running(), self._caught_up(), self._settings.batch.max_events)
+        if shares:
+            self._do(shares)
+        self._flush_if_due()
+
+    # --- rebalance
+
+    def on_assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        """Every partition begins RESTORING; one that is given back untouched goes on (see _restore_some)."""
+        self._metrics.rebalances.labels("assigned").inc()
+        topics = self._settings.topics
+        mine = {tp.partition for tp in partitions if tp.topic == topics.transactions}
+        labels = {tp.partition for tp in partitions if tp.topic == topics.labels}
+        if mine != labels:
+            raise TopicError(
+                f"{topics.transactions} and {topics.labels} are not assigned alike: give both topics the same "
+                f"number of partitions, and let every member of the group use the range assignor"
+            )
+        for number in [n for n in self._partitions if n not in mine]:
+            self._drop(number)
+        for number in mine:
+            self._partitions.setdefault(number, Partition(number))
+        self._consumer.pause(self._inputs_of(mine))
+        self._reading_paused = False
+        self._log.info("assigned", partitions=sorted(mine))
+
+    def on_revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        """Still the owner, and nothing is uncommitted between turns: flush, keep the rows for a while."""
+        self._metrics.rebalances.labels("revoked").inc()
+        numbers = {tp.partition for tp in partitions}
+        going = [p for n, p in self._partitions.items() if n in numbers]
+        try:
+            self._flush([p for p in going if p.phase is Phase.RUNNING and not p.degraded])
+        except (UnavailableError, StateLostError) as error:
+            self._log.warning("flush on revocation failed; the next owner replays", error=str(error))
+        for partition in going:
+            clean = partition.phase is Phase.RUNNING and partition.checkpoint == partition.done
+            if clean and not partition.degraded:
+                partition.phase = Phase.PARKED
+                partition.waiting_labels.clear()
+                partition.waiting_records.clear()
+            else:
+                self._drop(partition.number)
+
+    def on_lost(self, partitions: Sequence[TopicPartition]) -> None:
+        """No longer the owner: forget, write nothing."""
+        self._metrics.rebalances.labels("lost").inc()
+        for number in {tp.partition for tp in partitions}:
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        if self._partitions.pop(number, None) is not None:
+            self._restorer.forget(number)
+            self._keeper.drop(number)
+            topics = self._settings.topics
+            self._metrics.forget_partition(number, (topics.transactions, topics.labels))
+
+    # --- one turn
+
+    def _poll(self) -> None:
+        """Fills the queues. Reading stops while a full turn waits already, so memory stays bounded."""
+        running = self._running()
+        waiting = sum(len(p.waiting_records) + len(p.waiting_labels) for p in running)
+        limit = self._settings.batch.max_events
+        if (waiting >= limit) != self._reading_paused:
+            self._reading_paused = waiting >= limit
+            change = self._consumer.pause if self._reading_paused else self._consumer.resume
+            change(self._inputs_of(p.number for p in running))
+        busy = waiting > 0 or len(running) < len(self._partitions)
+        wait_ms = _RETRY_WAIT_MS if self._waiting_for_store else 0 if busy else self._settings.batch.max_wait_ms
+        with self._metrics.stage("poll"):
+            polled = self._consumer.poll(limit, wait_ms)
+        self._fault("turn:after_poll")
+        for tp, records in polled.items():
+            partition = self._partitions.get(tp.partition)
+            if partition is None or partition.phase is not Phase.RUNNING:
+                continue  # it is sought back to its committed offset when it runs
+            is_label = tp.topic == self._settings.topics.labels
+            (partition.waiting_labels if is_label else partition.waiting_records).extend(records)
+
+    def _do(self, shares: list[Share]) -> None:
+        try:
+            result = self._turn.run(shares, self.flush_all)
+        except UnavailableError as error:
+            self._wait_for_store(shares, error)
+            return
+        except StateLostError as error:
+            self._start_over((share.partition for share in shares), error)
+            return
+        self._waiting_for_store = False
+        self._fault("turn:after_fold")
+        try:
+            self._commit(shares, result)
+        except (TurnAborted, UnavailableError) as error:
+            self._abort(error)
+            self._start_over((share.partition for share in shares), error)
+            return
+        self._turn.count(shares, result)
+        self._measure(shares)
+        self._fault("turn:after_commit")
+
+    def _commit(self, shares: list[Share], result: TurnResult) -> None:
+        """Outputs and offsets become visible together, or not at all."""
+        producer, topics = self._producer, self._settings.topics
+        with self._metrics.stage("produce"):
+            producer.begin()
+            for message in result.messages:
+                producer.produce(
+                    message.topic,
+                    message.value,
+                    key=message.key,
+                    headers=message.headers,
+                    partition=message.partition,
+                )
+        self._fault("turn:after_produce")
+        offsets: dict[TopicPartition, CommittedOffset] = {}
+        for share in shares:
+            partition = share.partition
+            before = partition.done
+            partition.done = share.end()
+            if partition.done.labels > before.labels:
+                partition.pairs.append((before.transactions, partition.done.labels))
+            transactions, labels = partition.committed(transactional_id(self._settings))
+            offsets[TopicPartition(topics.transactions, partition.number)] = transactions
+            offsets[TopicPartition(topics.labels, partition.number)] = labels
+        with self._metrics.stage("commit"), self._metrics.commit_seconds.time():
+            producer.send_offsets(offsets, self._consumer.group_metadata())
+            self._fault("turn:inside_commit")
+            producer.commit()
+        self._metrics.commits.inc()
+
+    def _abort(self, error: Exception) -> None:
+        """Ends the transaction. Where even that fails, a new producer of the same id does."""
+        self._metrics.aborts.inc()
+        self._log.warning("transaction aborted", error=str(error))
+        try:
+            self._producer.abort()
+        except (TurnAborted, UnavailableError):
+            self._producer.close()
+            self._producer = self._client.producer(transactional_id(self._settings))
+            self._producer.init_transactions()
+
+    def _start_over(self, partitions: Iterable[Partition], error: Exception) -> None:
+        """The error path is the start path: forget the rows, restore."""
+        for number in [partition.number for partition in partitions]:
+            self._log.warning("partition starts over", partition=number, error=str(error))
+            self._drop(number)
+            if TopicPartition(self._settings.topics.transactions, number) in self._consumer.assignment():
+                self._partitions[number] = Partition(number)
+                self._consumer.pause(self._inputs_of([number]))
+
+    def _wait_for_store(self, shares: list[Share], error: Exception) -> None:
+        """By policy: the turn waits, or it is done without history and flagged, and restored afterwards."""
+        inputs.put_back(shares)
+        if not self._waiting_for_store:
+            self._log.warning("the store is away", error=str(error), policy=self._settings.state.on_store_unavailable)
+        self._metrics.redis_errors.labels("unavailable").inc()
+        self._waiting_for_store = True
+        if self._settings.state.on_store_unavailable == "degrade":
+            for share in shares:
+                share.partition.degraded = True
+            self._waiting_for_store = False
+
+    # --- restoring and flushing
+
+    def _restore_some(self) -> None:
+        for partition in list(self._partitions.values()):
+            if partition.phase is Phase.RUNNING:
+                continue
+            try:
+                self._restore_step(partition)
+                self._waiting_for_store = False
+            except UnavailableError as error:
+                self._log.warning("restore waits", partition=partition.number, error=str(error))
+                self._waiting_for_store = True
+                degrade = self._settings.state.on_store_unavailable == "degrade"
+                if degrade and self._restorer.begin_degraded(partition, self._consumer):
+                    self._begin_running(partition)
+            except StateLostError as error:
+                self._start_over([partition], error)
+
+    def _restore_step(self, partition: Partition) -> None:
+        if partition.phase is Phase.PARKED:
+            if self._restorer.untouched(partition, self._consumer):
+                self._begin_running(partition)
+            else:
+                self._start_over([partition], StateLostError("somebody else worked on it meanwhile"))
+        elif self._restorer.step(partition, self._consumer, self.flush_all):
+            self._begin_running(partition)
+
+    def _begin_running(self, partition: Partition) -> None:
+        topics, number = self._settings.topics, partition.number
+        self._consumer.seek(TopicPartition(topics.transactions, number), partition.done.transactions)
+        self._consumer.seek(TopicPartition(topics.labels, number), partition.done.labels)
+        partition.phase = Phase.RUNNING
+        if not self._reading_paused:
+            self._consumer.resume(self._inputs_of([number]))
+        self._metrics.restoring.labels(str(number)).set(0)
+
+    def _flush_if_due(self) -> None:
+        due = self._clock.monotonic() - self._last_flush >= self._settings.state.flush_interval_ms / 1000
+        full = any(len(p.note("")) > METADATA_LIMIT for p in self._running() if not p.degraded)
+        if not (due or full or self._keeper.must_flush()):
+            return
+        self._leave_degraded()
+        try:
+            self._flush(self._with_rows())
+        except UnavailableError as error:
+            self._metrics.redis_errors.labels("unavailable").inc()
+            self._log.warning("flush failed; rows wait in memory", error=str(error))
+        except StateLostError as error:
+            self._start_over(self._with_rows(), error)
+
+    def flush_all(self) -> None:
+        """Flushes every partition that has rows. UnavailableError, StateLostError."""
+        self._flush(self._with_rows())
+
+    def _flush(self, partitions: list[Partition]) -> None:
+        self._last_flush = self._clock.monotonic()
+        with self._metrics.stage("flush"), self._metrics.flush_seconds.time():
+            self._keeper.flush(partitions)
+        self._fault("flush:after")
+
+    def _leave_degraded(self) -> None:
+        degraded = [p for p in self._partitions.values() if p.degraded]
+        if degraded and self._keeper.store_answers(degraded[0].number):
+            self._start_over(degraded, StateLostError("the store is back; scores without history are not kept"))
+
+    def _measure(self, shares: list[Share]) -> None:
+        """Gauges of the partitions of a turn: cheap enough for each."""
+        topics = self._settings.topics
+        for partition in (share.partition for share in shares):
+            label = str(partition.number)
+            for topic, done in (
+                (topics.transactions, partition.done.transactions),
+                (topics.labels, partition.done.labels),
+            ):
+                end = self._consumer.known_end_offset(TopicPartition(topic, partition.number))
+                if end is not None:
+                    self._metrics.consumer_lag.labels(topic, label).set(max(0, end - done))
+            flushed = partition.checkpoint or partition.base
+            self._metrics.checkpoint_lag.labels(label).set(sum(partition.done) - sum(flushed))
+        self._metrics.labels_waiting.set(sum(len(p.waiting_labels) for p in self._partitions.values()))
+        self._metrics.last_turn.set(self._clock.now_ms() / 1000)
+        self._keeper.measure()
+
+    # --- small questions
+
+    def _running(self) -> list[Partition]:
+        return [p for p in self._partitions.values() if p.phase is Phase.RUNNING]
+
+    def _with_rows(self) -> list[Partition]:
+        """Partitions whose rows may be flushed: between turns every one stands at its `done`."""
+        return [p for p in self._partitions.values() if p.phase in (Phase.RESTORING, Phase.RUNNING) and not p.degraded]
+
+    def _caught_up(self) -> frozenset[int]:
+        """Partitions of which every published transaction has been polled."""
+        topic = self._settings.topics.transactions
+        numbers = []
+        for partition in self._running():
+            if partition.waiting_labels and not partition.waiting_records:
+                tp = TopicPartition(topic, partition.number)
+                if self._consumer.position(tp) >= self._consumer.end_offset(tp):
+                    numbers.append(partition.number)
+        return frozenset(numbers)
+
+    def _inputs_of(self, numbers: Iterable[int]) -> list[TopicPartition]:
+        topics = self._settings.topics
+        return [TopicPartition(topic, n) for n in numbers for topic in (topics.transactions, topics.labels)]

@@ -1,0 +1,111 @@
+"""Questions and commands outside the data path, with kafka-python's admin client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import kafka.errors as vendor
+from kafka import KafkaProducer
+from kafka import TopicPartition as VendorPartition
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
+
+from stream.config import KafkaSettings
+from stream.errors import RiskstreamError
+from stream.kafka.kafka_python.connection import admin_options, common_options
+from stream.kafka.kafka_python.errors import translated, translating
+from stream.kafka.port import CommittedOffset, TopicDescription, TopicPartition
+
+_CLOSE_TIMEOUT_S = 5.0
+
+
+class KafkaPythonAdmin:
+    """See `stream.kafka.port.Admin`."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        with translating("connecting to Kafka"):
+            self._vendor = KafkaAdminClient(**admin_options(settings))
+
+    def partition_counts(self, names: Sequence[str]) -> Mapping[str, int]:
+        """Partitions of each topic that exists, by name."""
+        return {name: len(partitions) for name, partitions in self._partitions(names).items()}
+
+    def describe_topics(self, names: Sequence[str]) -> Mapping[str, TopicDescription]:
+        found = self._partitions(names)
+        if not found:
+            return {}
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
+        with translating("describing topics"):
+            configs = self._vendor.describe_configs(resources, config_filter="all")["topic"]
+        return {
+            name: TopicDescription(
+                name=name,
+                partitions=len(replicas),
+                replication_factor=min(replicas),
+                config={key: str(entry["value"]) for key, entry in configs.get(name, {}).items()},
+            )
+            for name, replicas in found.items()
+        }
+
+    def create_topic(self, name: str, *, partitions: int, replication_factor: int, config: Mapping[str, str]) -> bool:
+        topic = {"num_partitions": partitions, "replication_factor": replication_factor, "configs": dict(config)}
+        try:
+            with translating(f"creating topic {name}"):
+                self._vendor.create_topics({name: topic}, wait_for_metadata=True)
+        except RiskstreamError as error:
+            if isinstance(error.__cause__, vendor.TopicAlreadyExistsError):
+                return False
+            raise
+        return True
+
+    def broker_ids(self) -> Sequence[int]:
+        with translating("listing brokers"):
+            return sorted(broker["broker_id"] for broker in self._vendor.describe_cluster()["brokers"])
+
+    def last_committed(
+        self, group: str, partitions: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, CommittedOffset]:
+        """An OffsetFetch without `require_stable`: the offsets before any pending transaction."""
+        wanted = [VendorPartition(*partition) for partition in partitions]
+        with translating(f"reading the offsets of group {group}"):
+            answer = self._vendor.list_group_offsets({group: wanted})[group]
+        # A partition without a committed offset is answered with -1.
+        return {
+            TopicPartition(*partition): CommittedOffset(entry.offset, entry.metadata or "")
+            for partition, entry in answer.items()
+            if entry.offset >= 0
+        }
+
+    def fence(self, transactional_id: str) -> None:
+        doing = f"fencing the transactional id {transactional_id}"
+        with translating(doing):
+            producer = KafkaProducer(
+                **common_options(self._settings),
+                transactional_id=transactional_id,
+                transaction_timeout_ms=self._settings.transaction_timeout_ms,
+                max_block_ms=self._settings.request_timeout_ms,
+            )
+        try:
+            producer.init_transactions()
+        except vendor.KafkaError as error:
+            raise translated(error, doing) from error
+        finally:
+            producer.close(timeout=_CLOSE_TIMEOUT_S)
+
+    def close(self) -> None:
+        self._vendor.close()
+
+    def _partitions(self, names: Sequence[str]) -> dict[str, list[int]]:
+        """The number of replicas of each partition of each topic that exists."""
+        if not names:
+            return {}
+        with translating("describing topics"):
+            answers = self._vendor.describe_topics(list(names))
+        found = {}
+        for answer in answers:
+            error = vendor.for_code(answer["error_code"])
+            if error is vendor.NoError:
+                found[answer["name"]] = [len(partition["replica_nodes"]) for partition in answer["partitions"]]
+            elif not issubclass(error, (vendor.UnknownTopicOrPartitionError, vendor.LeaderNotAvailableError)):
+                raise translated(error(), f"describing topic {answer['name']}")
+        return found

@@ -1,0 +1,314 @@
+"""Consumer and reader on kafka-python 3.0.
+
+kafka-python runs a rebalance listener on its IO thread, where no client call may be made and where
+heartbeats would stop. The engine's listener runs on the caller's thread instead, inside `poll`:
+
+* revoked: the vendor's callback refuses at first, which makes the vendor's poll give up the join
+  before it has sent anything. The engine's listener then flushes and commits, still a member with
+  heartbeats going on, and the next join is let through.
+* assigned, lost: the callback only takes a note; the engine's listener runs when the vendor's poll
+  comes back, before a record of the new partitions is handed out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import kafka.errors as vendor
+from kafka import KafkaConsumer
+from kafka import TopicPartition as VendorPartition
+from kafka.admin import KafkaAdminClient, MemberToRemove
+from kafka.consumer.subscription_state import ConsumerRebalanceListener
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.structs import ConsumerGroupMetadata
+
+from stream.config import KafkaSettings
+from stream.errors import FencedError, PartitionLostError, UnavailableError
+from stream.kafka.kafka_python.connection import KnownTopics, admin_options, common_options
+from stream.kafka.kafka_python.errors import translated, translating
+from stream.kafka.port import CommittedOffset, RebalanceListener, Record, TopicPartition
+
+_MAX_PARTITION_FETCH_BYTES = 1_048_576
+# The broker looks for transactions that have timed out at this interval
+# (transaction.abort.timed.out.transaction.cleanup.interval.ms).
+_BROKER_ABORT_SCAN_MS = 10_000
+
+_Records = Mapping[TopicPartition, Sequence[Record]]
+
+
+class _OnCallersThread(Exception):
+    """Raised in the vendor's callback: the revocation must first run on the caller's thread."""
+
+
+class _DropExpected(logging.Filter):
+    """kafka-python logs whatever a callback raises as a failure of the user's code; this one is none."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and record.exc_info[0] is _OnCallersThread)
+
+
+logging.getLogger("kafka.coordinator.consumer").addFilter(_DropExpected())
+
+
+class _Notes(ConsumerRebalanceListener):  # type: ignore[misc]  # the vendor has no types
+    """The vendor's callbacks, on its IO thread; the caller's thread waits in poll meanwhile."""
+
+    def __init__(self) -> None:
+        self.revocation_done = False
+        self.assigned: list[VendorPartition] | None = None
+        self.lost: list[VendorPartition] | None = None
+
+    def on_partitions_revoked(self, revoked: Iterable[VendorPartition]) -> None:
+        if revoked and not self.revocation_done:
+            raise _OnCallersThread
+
+    def on_partitions_lost(self, lost: Iterable[VendorPartition]) -> None:
+        # Lost between our flush and the join: nothing is held any more.
+        if not self.revocation_done:
+            self.lost = sorted(lost)
+        self.revocation_done = True
+
+    def on_partitions_assigned(self, assigned: Iterable[VendorPartition]) -> None:
+        self.assigned = sorted(assigned)
+        self.revocation_done = False
+
+
+def _consumer_options(settings: KafkaSettings) -> dict[str, Any]:
+    return {
+        **common_options(settings),
+        # Also makes the offset fetch wait for a pending transaction of the partition's former owner.
+        "isolation_level": "read_committed",
+        "enable_auto_commit": False,
+        # "earliest" would silently jump over records that retention has dropped.
+        "auto_offset_reset": "none",
+        "allow_auto_create_topics": False,
+        "fetch_max_bytes": settings.fetch_max_bytes,
+        "max_partition_fetch_bytes": min(settings.fetch_max_bytes, _MAX_PARTITION_FETCH_BYTES),
+        "fetch_max_wait_ms": min(500, settings.request_timeout_ms // 2),
+    }
+
+
+class _Partitions:
+    """Positions and offsets: what the consumer and the reader share."""
+
+    _vendor: Any
+    _topics: KnownTopics
+
+    def position(self, partition: TopicPartition) -> int:
+        with translating(f"reading the position of {_name(partition)}"):
+            position = self._vendor.position(self._assigned(partition), timeout_ms=self._timeout_ms)
+        if position is None:
+            raise UnavailableError(f"reading the position of {_name(partition)}: Kafka does not answer")
+        return int(position)
+
+    def first_offset(self, partition: TopicPartition) -> int:
+        return self._offset(partition, self._vendor.beginning_offsets)
+
+    def end_offset(self, partition: TopicPartition) -> int:
+        return self._offset(partition, self._vendor.end_offsets)
+
+    def _offset(self, partition: TopicPartition, ask: Any) -> int:
+        self._topics.require(*partition)
+        with translating(f"asking for the offsets of {_name(partition)}"):
+            answer = ask([VendorPartition(*partition)], timeout_ms=self._timeout_ms)
+        return int(answer[VendorPartition(*partition)])
+
+    def _assigned(self, partition: TopicPartition) -> VendorPartition:
+        if partition not in self._vendor.assignment():
+            raise PartitionLostError(f"{_name(partition)} is not assigned")
+        return VendorPartition(*partition)
+
+    @property
+    def _timeout_ms(self) -> int:
+        return int(self._vendor.config["request_timeout_ms"])
+
+
+class KafkaPythonConsumer(_Partitions):
+    """See `stream.kafka.port.Consumer`. Not thread-safe. `close` does not run the listener."""
+
+    def __init__(self, settings: KafkaSettings, topics: KnownTopics) -> None:
+        self._settings = settings
+        self._topics = topics
+        self._listener: RebalanceListener | None = None
+        self._notes = _Notes()
+        with translating("connecting to Kafka"):
+            self._vendor = KafkaConsumer(
+                **_consumer_options(settings),
+                group_id=settings.group,
+                group_instance_id=settings.worker_id,
+                session_timeout_ms=settings.session_timeout_ms,
+                heartbeat_interval_ms=settings.heartbeat_interval_ms,
+                max_poll_interval_ms=settings.max_poll_interval_ms,
+                partition_assignment_strategy=[RangePartitionAssignor],
+            )
+
+    def subscribe(self, topics: Sequence[str], listener: RebalanceListener) -> None:
+        """TopicError if one of the topics does not exist. Blocks for a request."""
+        for topic in topics:
+            self._topics.require(topic)
+        self._listener = listener
+        with translating("subscribing"):
+            self._vendor.subscribe(list(topics), listener=self._notes)
+            # A join without their metadata would be answered with an empty share, and soon done again.
+            for topic in topics:
+                self._vendor.partitions_for_topic(topic)
+
+    def poll(self, max_records: int, timeout_ms: int) -> _Records:
+        deadline = time.monotonic() + timeout_ms / 1000
+        while True:
+            remaining_ms = max(0, int((deadline - time.monotonic()) * 1000))
+            records = self._vendor_poll(max_records, remaining_ms)
+            if self._notes.lost is not None or self._notes.assigned is not None:
+                self._rewind(records)
+                self._run_listener()
+                records = {}
+            if records or remaining_ms == 0:
+                return records
+
+    def _vendor_poll(self, max_records: int, timeout_ms: int) -> _Records:
+        self._check_not_fenced()
+        try:
+            return cast(_Records, self._vendor.poll(timeout_ms=timeout_ms, max_records=max_records))
+        except vendor.NoOffsetForPartitionError:
+            # After the listener: it may have given these partitions positions of its own.
+            self._run_listener()
+            self._start_at_first_offset()
+        except vendor.KafkaError as error:
+            if not isinstance(error.__cause__, _OnCallersThread):
+                raise translated(error, "polling") from error
+            self._notes.revocation_done = True
+            self._listening().on_revoked(_own(sorted(self._vendor.assignment())))
+        return {}
+
+    def _run_listener(self) -> None:
+        notes = self._notes
+        lost, notes.lost = notes.lost, None
+        if lost is not None:
+            self._listening().on_lost(_own(lost))
+        assigned, notes.assigned = notes.assigned, None
+        if assigned is not None:
+            self._listening().on_assigned(_own(assigned))
+
+    def _rewind(self, records: _Records) -> None:
+        """Records that came with the assignment wait until its listener has run: they are fetched again."""
+        for partition, batch in records.items():
+            self._vendor.seek(VendorPartition(*partition), batch[0].offset)
+
+    def _start_at_first_offset(self) -> None:
+        with translating("finding the first offsets"):
+            without = [
+                partition
+                for partition in self._vendor.assignment()
+                if not self._has_position(partition) and self.committed(TopicPartition(*partition)) is None
+            ]
+            if without:
+                for partition, offset in self._vendor.beginning_offsets(without, timeout_ms=self._timeout_ms).items():
+                    self._vendor.seek(partition, offset)
+
+    def _has_position(self, partition: VendorPartition) -> bool:
+        return bool(self._vendor._subscription.assignment[partition].has_valid_position)
+
+    def _check_not_fenced(self) -> None:
+        # A heartbeat that learns that another member has taken the instance id only stops the heartbeats;
+        # poll would go on reading as if nothing had happened.
+        coordinator = self._vendor._coordinator
+        if coordinator.stable() and not coordinator._heartbeat_enabled:
+            raise FencedError(f"another consumer has joined the group as {self._settings.worker_id}")
+
+    def _listening(self) -> RebalanceListener:
+        assert self._listener is not None  # no rebalance before subscribe
+        return self._listener
+
+    def assignment(self) -> frozenset[TopicPartition]:
+        return frozenset(_own(self._vendor.assignment()))
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        self._vendor.seek(self._assigned(partition), offset)
+
+    def pause(self, partitions: Iterable[TopicPartition]) -> None:
+        self._vendor.pause(*map(self._assigned, partitions))
+
+    def resume(self, partitions: Iterable[TopicPartition]) -> None:
+        self._vendor.resume(*map(self._assigned, partitions))
+
+    def committed(self, partition: TopicPartition, *, timeout_ms: int | None = None) -> CommittedOffset | None:
+        """By default UnavailableError when a pending transaction outlives its timeout and the broker's scan for it."""
+        settings = self._settings
+        if timeout_ms is None:
+            timeout_ms = settings.request_timeout_ms + settings.transaction_timeout_ms + _BROKER_ABORT_SCAN_MS
+        with translating(f"reading the committed offset of {_name(partition)}"):
+            answer = self._vendor.committed(VendorPartition(*partition), metadata=True, timeout_ms=timeout_ms)
+        return None if answer is None else CommittedOffset(answer.offset, answer.metadata or "")
+
+    def known_end_offset(self, partition: TopicPartition) -> int | None:
+        highwater: int | None = self._vendor.highwater(self._assigned(partition))
+        return highwater
+
+    def group_metadata(self) -> ConsumerGroupMetadata:
+        return self._vendor.group_metadata()
+
+    def close(self, *, leave_group: bool = True) -> None:
+        # Both callbacks would run on the IO thread; whoever closes has flushed already.
+        self._notes.revocation_done = True
+        was_member = bool(self._vendor.group_metadata().member_id)
+        with translating("leaving the group"):
+            self._vendor.close()
+            if leave_group and was_member:
+                self._remove_static_member()
+
+    def _remove_static_member(self) -> None:
+        # A static member never leaves by itself; this is what takes its place away at once.
+        admin = KafkaAdminClient(**admin_options(self._settings))
+        try:
+            admin.remove_group_members(
+                self._settings.group, [MemberToRemove(group_instance_id=self._settings.worker_id)]
+            )
+        finally:
+            admin.close()
+
+
+class KafkaPythonReader(_Partitions):
+    """See `stream.kafka.port.Reader`. Not thread-safe."""
+
+    def __init__(self, settings: KafkaSettings, topics: KnownTopics) -> None:
+        self._topics = topics
+        with translating("connecting to Kafka"):
+            self._vendor = KafkaConsumer(**_consumer_options(settings), group_id=None)
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        """TopicError if a topic or a partition does not exist."""
+        for partition in positions:
+            self._topics.require(*partition)
+        # Assigning anew, also the same partitions, drops what was fetched for the old positions.
+        self._vendor.unsubscribe()
+        if positions:
+            self._vendor.assign([VendorPartition(*partition) for partition in positions])
+            for partition, offset in positions.items():
+                self._vendor.seek(VendorPartition(*partition), offset)
+
+    def poll(self, max_records: int, timeout_ms: int) -> _Records:
+        with translating("reading"):
+            return cast(_Records, self._vendor.poll(timeout_ms=timeout_ms, max_records=max_records))
+
+    def offset_for_time(self, partition: TopicPartition, timestamp_ms: int) -> int | None:
+        self._topics.require(*partition)
+        asked = VendorPartition(*partition)
+        with translating(f"looking for a time in {_name(partition)}"):
+            answer = self._vendor.offsets_for_times({asked: max(0, timestamp_ms)}, timeout_ms=self._timeout_ms)
+        found = answer[asked]
+        return None if found is None else int(found.offset)
+
+    def close(self) -> None:
+        with translating("closing a reader"):
+            self._vendor.close()
+
+
+def _own(partitions: Iterable[VendorPartition]) -> list[TopicPartition]:
+    return [TopicPartition(*partition) for partition in partitions]
+
+
+def _name(partition: TopicPartition) -> str:
+    return f"{partition[0]}-{partition[1]}"

@@ -1,0 +1,608 @@
+"""One suite for every Kafka client: the in-memory twin, real Apache Kafka, the embedded broker."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from stream.errors import (
+    FencedError,
+    LogTruncatedError,
+    PartitionLostError,
+    TopicError,
+    TurnAborted,
+)
+from stream.kafka.partitioner import partition_for
+from stream.kafka.port import CommittedOffset, TopicPartition
+from tests.contract.kafka_clusters import (
+    Cluster,
+    MemoryCluster,
+    RealCluster,
+    Recorder,
+    begun,
+    joined,
+    read,
+    until,
+    values,
+    write,
+)
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("apache", marks=[pytest.mark.kafka, pytest.mark.xdist_group("apache-kafka")]),
+        pytest.param("embedded", marks=[pytest.mark.embedded, pytest.mark.xdist_group("embedded-kafka")]),
+    ]
+)
+def cluster(request: pytest.FixtureRequest, unique: str) -> Iterator[Cluster]:
+    made: MemoryCluster | RealCluster
+    if request.param == "memory":
+        made = MemoryCluster(unique)
+    else:
+        server = request.getfixturevalue(f"{request.param}_kafka")
+        made = RealCluster(unique, server.bootstrap)
+    yield made
+    made.close()
+
+
+def test_records_keep_their_order_and_all_their_parts(cluster: Cluster) -> None:
+    topic = cluster.create_topic()
+    producer = cluster.client().plain_producer()
+    producer.produce(topic, b"one", key=b"k", headers=[("a", b"1"), ("a", b"2")], timestamp_ms=1_600_000_000_123)
+    producer.produce(topic, None, key=b"k", timestamp_ms=5)
+    producer.produce(topic, None)
+    producer.produce(topic, b"", key=b"", headers=[("empty", b"")])
+    producer.flush()
+    consumer, _ = joined(cluster.client(), [topic])
+    records = read(consumer, 4)
+    assert [record.offset for record in records] == [0, 1, 2, 3]
+    assert [(record.key, record.value) for record in records] == [
+        (b"k", b"one"),
+        (b"k", None),
+        (None, None),
+        (b"", b""),
+    ]
+    assert [list(record.headers) for record in records] == [[("a", b"1"), ("a", b"2")], [], [], [("empty", b"")]]
+    assert [record.timestamp for record in records[:2]] == [1_600_000_000_123, 5]
+    assert abs(records[2].timestamp - time.time() * 1000) < 60_000
+    assert {(record.topic, record.partition) for record in records} == {(topic, 0)}
+
+
+def test_keys_are_partitioned_by_murmur2(cluster: Cluster) -> None:
+    topic = cluster.create_topic(partitions=4)
+    keys = [f"account-{number}".encode() for number in range(200)]
+    write(cluster.client(), topic, keys)
+    consumer, _ = joined(cluster.client(), [topic])
+    records = read(consumer, len(keys), max_records=7)
+    assert {record.key: record.partition for record in records} == {key: partition_for(key, 4) for key in keys}
+    assert {record.partition for record in records} == {0, 1, 2, 3}
+    for partition in range(4):
+        own = [record for record in records if record.partition == partition]
+        assert [record.offset for record in own] == list(range(len(own)))
+        assert values(own) == [key for key in keys if partition_for(key, 4) == partition]
+
+
+def test_poll_returns_at_most_so_many_records(cluster: Cluster) -> None:
+    topic = cluster.create_topic(partitions=2)
+    write(cluster.client(), topic, [b"%d" % number for number in range(50)])
+    consumer, _ = joined(cluster.client(), [topic])
+    until_first = time.monotonic() + 20
+    while not (found := consumer.poll(3, 100)):
+        assert time.monotonic() < until_first
+    assert sum(len(batch) for batch in found.values()) <= 3
+    for partition, batch in found.items():
+        assert consumer.position(partition) == batch[-1].offset + 1
+
+
+def test_a_message_larger_than_the_fetch_size_is_still_fetched(cluster: Cluster) -> None:
+    topic = cluster.create_topic()
+    large = b"x" * 900_000
+    write(cluster.client(), topic, [b"before", large, b"after"])
+    consumer, _ = joined(cluster.client(fetch_max_bytes=65_536), [topic])
+    assert values(read(consumer, 3)) == [b"before", large, b"after"]
+
+
+def test_commit_shows_records_and_offsets_together(cluster: Cluster) -> None:
+    client = cluster.client()
+    source, target = cluster.create_topic(suffix="-in"), cluster.create_topic(suffix="-out")
+    write(client, source, [b"event"])
+    consumer, _ = joined(client, [source])
+    read(consumer, 1)
+    partition = TopicPartition(source, 0)
+    assert consumer.committed(partition) is None
+
+    producer = begun(client, "tx-" + cluster.name)
+    producer.produce(target, b"score")
+    producer.send_offsets({partition: CommittedOffset(1, "labels:7,9")}, consumer.group_metadata())
+    admin = client.admin()
+    assert admin.last_committed(cluster.name, [partition]) == {}
+    producer.commit()
+
+    assert consumer.committed(partition) == CommittedOffset(1, "labels:7,9")
+    assert admin.last_committed(cluster.name, [partition]) == {partition: CommittedOffset(1, "labels:7,9")}
+    reader = client.reader()
+    reader.assign({TopicPartition(target, 0): 0})
+    assert values(read(reader, 1)) == [b"score"]
+
+
+def test_abort_leaves_no_trace_but_offsets(cluster: Cluster) -> None:
+    client = cluster.client()
+    source, target = cluster.create_topic(suffix="-in"), cluster.create_topic(suffix="-out")
+    write(client, source, [b"event"])
+    consumer, _ = joined(client, [source])
+    read(consumer, 1)
+    partition = TopicPartition(source, 0)
+
+    producer = begun(client, "tx-" + cluster.name)
+    for _ in range(3):
+        producer.produce(target, b"never")
+    producer.send_offsets({partition: CommittedOffset(1, "")}, consumer.group_metadata())
+    producer.abort()
+    assert consumer.committed(partition) is None
+
+    # The position has moved on; the engine seeks back and does the turn again.
+    assert consumer.position(partition) == 1
+    consumer.seek(partition, 0)
+    assert values(read(consumer, 1)) == [b"event"]
+    producer.begin()
+    producer.produce(target, b"seen")
+    producer.send_offsets({partition: CommittedOffset(1, "")}, consumer.group_metadata())
+    producer.commit()
+    reader = client.reader()
+    reader.assign({TopicPartition(target, 0): 0})
+    assert values(read(reader, 1)) == [b"seen"]
+    assert consumer.committed(partition) == CommittedOffset(1, "")
+
+
+def test_an_abort_without_a_transaction_does_nothing(cluster: Cluster) -> None:
+    producer = cluster.client().producer("tx-" + cluster.name)
+    producer.init_transactions()
+    producer.abort()
+    producer.begin()
+    producer.abort()
+    producer.begin()
+    producer.commit()
+
+
+def test_positions_pass_control_records_and_aborted_ones(cluster: Cluster) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic()
+    partition = TopicPartition(topic, 0)
+    producer = begun(client, "tx-" + cluster.name)
+    producer.produce(topic, b"kept")
+    producer.commit()
+    consumer, _ = joined(client, [topic])
+    assert values(read(consumer, 1)) == [b"kept"]
+    until(lambda: consumer.position(partition) == 2, consumer)  # the commit marker at 1
+    assert consumer.end_offset(partition) == 2
+    assert consumer.known_end_offset(partition) == 2
+
+    producer.begin()
+    producer.produce(topic, b"dropped")
+    producer.produce(topic, b"dropped")
+    # Only what has reached the broker takes offsets; a reader that is held back shows that it has.
+    until(lambda: consumer.known_end_offset(partition) in {3, 4} or consumer.poll(1, 50) != {}, consumer)
+    producer.abort()
+    until(lambda: consumer.position(partition) == consumer.end_offset(partition), consumer)
+    end = consumer.end_offset(partition)
+    assert end > 2
+    reader = client.reader()
+    reader.assign({partition: 0})
+    assert values(read(reader, 1)) == [b"kept"]
+    until_end = time.monotonic() + 20
+    while reader.position(partition) < end:
+        assert reader.poll(10, 50) == {}
+        assert time.monotonic() < until_end
+
+
+def test_an_open_transaction_holds_back_later_records(cluster: Cluster) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic()
+    partition = TopicPartition(topic, 0)
+    reader = client.reader()
+    reader.assign({partition: 0})
+    slow = begun(client, "slow-" + cluster.name)
+    slow.produce(topic, b"slow")
+    until(lambda: client_sees_growth(cluster, topic))
+    quick = begun(client, "quick-" + cluster.name)
+    quick.produce(topic, b"quick")
+    quick.commit()
+    write(client, topic, [b"plain"])
+
+    assert reader.end_offset(partition) == 0
+    assert reader.poll(10, 500) == {}
+    slow.commit()
+    assert values(read(reader, 3)) == [b"slow", b"quick", b"plain"]
+    assert reader.end_offset(partition) == 5
+
+
+def client_sees_growth(cluster: Cluster, topic: str) -> bool:
+    """Whether an uncommitted record has reached the broker: the high watermark of a fetch tells."""
+    client = cluster.client("observer", group=cluster.name + "-observer")
+    consumer, _ = joined(client, [topic])
+    consumer.poll(1, 200)
+    seen = (consumer.known_end_offset(TopicPartition(topic, 0)) or 0) > 0
+    consumer.close()
+    return seen
+
+
+def test_a_producer_of_the_same_id_fences_the_former(cluster: Cluster) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic()
+    zombie = begun(client, "tx-" + cluster.name)
+    zombie.produce(topic, b"zombie")
+    successor = begun(client, "tx-" + cluster.name)
+    zombie.produce(topic, b"zombie again")
+    with pytest.raises(FencedError):
+        zombie.commit()
+    with pytest.raises(FencedError):
+        zombie.abort()
+    successor.produce(topic, b"successor")
+    successor.commit()
+    # The zombie's failure must not have made it steal the id back.
+    successor.begin()
+    successor.produce(topic, b"still here")
+    successor.commit()
+    zombie.close()
+    reader = client.reader()
+    reader.assign({TopicPartition(topic, 0): 0})
+    assert values(read(reader, 2)) == [b"successor", b"still here"]
+
+
+def test_an_idle_producer_learns_that_it_was_fenced(cluster: Cluster) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic()
+    zombie = client.producer("tx-" + cluster.name)
+    zombie.init_transactions()
+    client.producer("tx-" + cluster.name).init_transactions()
+    with pytest.raises(FencedError):  # noqa: PT012  # which call notices depends on the client
+        zombie.begin()
+        zombie.produce(topic, b"zombie")
+        zombie.commit()
+
+
+def test_fence_ends_the_transaction_of_a_dead_worker_at_once(cluster: Cluster) -> None:
+    client = cluster.client()
+    source, target = cluster.create_topic(suffix="-in"), cluster.create_topic(suffix="-out")
+    partition = TopicPartition(source, 0)
+    consumer, _ = joined(client, [source])
+    dead = begun(client, "tx-" + cluster.name)
+    dead.produce(target, b"lost")
+    dead.send_offsets({partition: CommittedOffset(0, "lost")}, consumer.group_metadata())
+
+    started = time.monotonic()
+    client.admin().fence("tx-" + cluster.name)
+    assert consumer.committed(partition) is None
+    assert time.monotonic() - started < 5.0  # the transaction's timeout is 15 s
+    with pytest.raises(FencedError):
+        dead.commit()
+
+
+def test_committed_waits_for_a_pending_transaction(cluster: Cluster) -> None:
+    client = cluster.client()
+    source = cluster.create_topic()
+    partition = TopicPartition(source, 0)
+    consumer, _ = joined(client, [source])
+    producer = begun(client, "tx-" + cluster.name)
+    producer.send_offsets({partition: CommittedOffset(3, "first")}, consumer.group_metadata())
+    producer.commit()
+    producer.begin()
+    producer.send_offsets({partition: CommittedOffset(5, "second")}, consumer.group_metadata())
+
+    admin = client.admin()
+    started = time.monotonic()
+    assert admin.last_committed(cluster.name, [partition]) == {partition: CommittedOffset(3, "first")}
+    assert time.monotonic() - started < 2.0
+    answers: list[CommittedOffset | None] = []
+    waiting = threading.Thread(target=lambda: answers.append(consumer.committed(partition)))
+    waiting.start()
+    waiting.join(0.5)
+    assert answers == []
+    producer.commit()
+    waiting.join(10)
+    assert answers == [CommittedOffset(5, "second")]
+
+
+def test_a_new_owner_waits_for_the_former_ones_transaction(cluster: Cluster) -> None:
+    source = cluster.create_topic()
+    partition = TopicPartition(source, 0)
+    first = cluster.client("worker-0")
+    write(first, source, [b"done", b"next"])
+    consumer, _ = joined(first, [source])
+    read(consumer, 2)
+    producer = begun(first, "tx-" + cluster.name)
+    producer.send_offsets({partition: CommittedOffset(1, "")}, consumer.group_metadata())
+    consumer.close()
+
+    successor, _ = joined(cluster.client("worker-1"), [source])
+    assert successor.poll(10, 500) == {}
+    producer.commit()
+    assert values(read(successor, 1)) == [b"next"]
+
+
+def test_offsets_of_an_older_generation_are_refused(cluster: Cluster) -> None:
+    topic = cluster.create_topic(partitions=2)
+    client = cluster.client("worker-0")
+    consumer, recorder = joined(client, [topic])
+    old = consumer.group_metadata()
+    late = Recorder()
+    other = cluster.client("worker-1").consumer()
+    other.subscribe([topic], late)
+    until(lambda: late.kinds() == ["assigned"] and recorder.kinds()[-1] == "assigned", consumer, other)
+
+    producer = begun(client, "tx-" + cluster.name)
+    with pytest.raises(PartitionLostError):
+        producer.send_offsets({TopicPartition(topic, 0): CommittedOffset(1, "")}, old)
+    producer.abort()
+    producer.begin()
+    producer.send_offsets({TopicPartition(topic, 0): CommittedOffset(1, "")}, consumer.group_metadata())
+    producer.commit()
+    assert consumer.committed(TopicPartition(topic, 0)) == CommittedOffset(1, "")
+
+
+def test_a_second_worker_of_the_same_id_fences_the_first(cluster: Cluster) -> None:
+    topic = cluster.create_topic()
+    client = cluster.client("worker-0")
+    consumer, _ = joined(client, [topic])
+    old = consumer.group_metadata()
+    twin, _ = joined(cluster.client("worker-0"), [topic])
+    deadline = time.monotonic() + 20
+    with pytest.raises(FencedError):  # noqa: PT012  # the heartbeat brings the news, at some poll
+        while time.monotonic() < deadline:
+            consumer.poll(1, 50)
+    producer = begun(client, "tx-" + cluster.name)
+    with pytest.raises(FencedError):
+        producer.send_offsets({TopicPartition(topic, 0): CommittedOffset(1, "")}, old)
+    assert twin.poll(1, 50) == {}
+
+
+def test_two_members_share_two_topics_alike(cluster: Cluster) -> None:
+    topics = [cluster.create_topic(partitions=4, suffix=suffix) for suffix in ("-transactions", "-labels")]
+    first, first_heard = joined(cluster.client("worker-0"), topics)
+    everything = {TopicPartition(topic, index) for topic in topics for index in range(4)}
+    assert first_heard.events == [("assigned", everything)]
+
+    second, second_heard = cluster.client("worker-1").consumer(), Recorder()
+    second.subscribe(topics, second_heard)
+    until(lambda: bool(second_heard.events) and first_heard.kinds()[-1] == "assigned", first, second)
+    assert first_heard.kinds() == ["assigned", "revoked", "assigned"]
+    assert first_heard.events[1] == ("revoked", everything)
+    assert first.assignment() == {TopicPartition(topic, index) for topic in topics for index in (0, 1)}
+    assert second.assignment() == {TopicPartition(topic, index) for topic in topics for index in (2, 3)}
+    assert first_heard.events[-1][1] == first.assignment()
+    assert second_heard.events == [("assigned", second.assignment())]
+    assert first_heard.threads == second_heard.threads == {threading.get_ident()}
+
+    started = time.monotonic()
+    second.close()
+    until(lambda: first.assignment() == everything, first)
+    assert time.monotonic() - started < 4.0  # it has left; its session would last for 6 s
+
+
+def test_on_revoked_may_still_commit(cluster: Cluster) -> None:
+    topic = cluster.create_topic(partitions=2)
+    client = cluster.client("worker-0")
+    write(client, topic, [b"event"], partition=1)
+    first, heard = joined(client, [topic])
+    read(first, 1)
+    producer = client.producer("tx-" + cluster.name)
+    producer.init_transactions()
+
+    def flush() -> None:
+        assert first.position(TopicPartition(topic, 1)) == 1
+        producer.begin()
+        producer.send_offsets({TopicPartition(topic, 1): CommittedOffset(1, "flushed")}, first.group_metadata())
+        producer.commit()
+
+    heard.when_revoked = flush
+    second, second_heard = cluster.client("worker-1").consumer(), Recorder()
+    second.subscribe([topic], second_heard)
+    until(lambda: bool(second_heard.events), first, second)
+    assert second.committed(TopicPartition(topic, 1)) == CommittedOffset(1, "flushed")
+    assert second.position(TopicPartition(topic, 1)) == 1
+    write(client, topic, [b"next"], partition=1)
+    assert values(read(second, 1)) == [b"next"]
+
+
+def test_an_expelled_member_has_lost_its_partitions(cluster: Cluster) -> None:
+    topic = cluster.create_topic(partitions=2)
+    client = cluster.client("worker-0")
+    consumer, heard = joined(client, [topic])
+    old = consumer.group_metadata()
+    cluster.expel("worker-0")
+    until(lambda: len(heard.events) >= 3, consumer)
+    both = frozenset(TopicPartition(topic, index) for index in range(2))
+    assert heard.events == [("assigned", both), ("lost", both), ("assigned", both)]
+    producer = begun(client, "tx-" + cluster.name)
+    with pytest.raises((PartitionLostError, FencedError)):
+        producer.send_offsets({TopicPartition(topic, 0): CommittedOffset(1, "")}, old)
+
+
+def test_a_quick_restart_keeps_the_place_and_disturbs_nobody(cluster: Cluster) -> None:
+    topic = cluster.create_topic(partitions=2)
+    first, _ = joined(cluster.client("worker-0"), [topic])
+    second, second_heard = cluster.client("worker-1").consumer(), Recorder()
+    second.subscribe([topic], second_heard)
+    until(lambda: bool(second_heard.events), first, second)
+    until(lambda: len(first.assignment()) == 1, first, second)
+    kept = first.assignment()
+    first.close(leave_group=False)
+    again, again_heard = cluster.client("worker-0").consumer(), Recorder()
+    again.subscribe([topic], again_heard)
+    until(lambda: bool(again_heard.events), again, second)
+    assert again.assignment() == kept
+    assert second_heard.kinds() == ["assigned"]
+
+
+def test_seek_pause_and_resume(cluster: Cluster) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic(partitions=2)
+    for partition in range(2):
+        write(client, topic, [b"%d-%d" % (partition, number) for number in range(5)], partition=partition)
+    consumer, _ = joined(client, [topic])
+    paused, running = TopicPartition(topic, 0), TopicPartition(topic, 1)
+    consumer.pause([paused])
+    consumer.seek(running, 3)
+    assert values(read(consumer, 2)) == [b"1-3", b"1-4"]
+    assert consumer.poll(10, 200) == {}
+    consumer.resume([paused])
+    assert values(read(consumer, 5)) == [b"0-%d" % number for number in range(5)]
+    consumer.seek(running, 4)
+    assert values(read(consumer, 1)) == [b"1-4"]
+    for call in (consumer.position, lambda partition: consumer.seek(partition, 0)):
+        with pytest.raises(PartitionLostError):
+            call(TopicPartition(topic, 9))
+    for calls in (consumer.pause, consumer.resume):
+        with pytest.raises(PartitionLostError):
+            calls([TopicPartition(topic, 9)])
+
+
+def test_a_paused_partition_gives_nothing_that_was_fetched_before(cluster: Cluster) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic()
+    partition = TopicPartition(topic, 0)
+    write(client, topic, [b"%d" % number for number in range(20)])
+    consumer, _ = joined(client, [topic])
+    assert values(read(consumer, 5, max_records=5)) == [b"%d" % number for number in range(5)]
+    consumer.pause([partition])
+    assert consumer.poll(5, 200) == {}
+    assert consumer.position(partition) == 5
+    consumer.seek(partition, 2)
+    consumer.resume([partition])
+    assert values(read(consumer, 18)) == [b"%d" % number for number in range(2, 20)]
+
+
+def test_offsets_by_time_and_the_ends_of_the_log(cluster: Cluster) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic()
+    partition = TopicPartition(topic, 0)
+    reader = client.reader()
+    assert (reader.first_offset(partition), reader.end_offset(partition)) == (0, 0)
+    assert reader.offset_for_time(partition, 0) is None
+    producer = client.plain_producer()
+    for number in range(10):
+        producer.produce(topic, b"%d" % number, timestamp_ms=1_000 + 10 * number)
+        producer.flush()
+    assert reader.offset_for_time(partition, 0) == 0
+    assert reader.offset_for_time(partition, 1_030) == 3
+    assert reader.offset_for_time(partition, 1_031) == 4
+    assert reader.offset_for_time(partition, 1_091) is None
+    assert (reader.first_offset(partition), reader.end_offset(partition)) == (0, 10)
+    cluster.delete_before(partition, 4)
+    assert (reader.first_offset(partition), reader.end_offset(partition)) == (4, 10)
+
+
+def test_reading_what_retention_has_dropped_is_an_error(cluster: Cluster) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic()
+    partition = TopicPartition(topic, 0)
+    write(client, topic, [b"%d" % number for number in range(10)])
+    consumer, _ = joined(client, [topic])
+    read(consumer, 10)
+    cluster.delete_before(partition, 4)
+    consumer.seek(partition, 2)
+    deadline = time.monotonic() + 20
+    with pytest.raises(LogTruncatedError):  # noqa: PT012  # a fetch brings the news, at some poll
+        while time.monotonic() < deadline:
+            assert consumer.poll(10, 50) == {}
+    consumer.seek(partition, 4)
+    assert len(read(consumer, 6)) == 6
+    reader = client.reader()
+    reader.assign({partition: 11})
+    with pytest.raises(LogTruncatedError):  # noqa: PT012
+        while time.monotonic() < deadline:
+            assert reader.poll(10, 50) == {}
+
+
+def test_a_partition_without_a_commit_starts_at_its_first_offset(cluster: Cluster) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic(partitions=2)
+    write(client, topic, [b"a", b"b", b"c"], partition=0)
+    write(client, topic, [b"d", b"e"], partition=1)
+    cluster.delete_before(TopicPartition(topic, 0), 1)
+    consumer, _ = joined(client, [topic])
+    producer = begun(client, "tx-" + cluster.name)
+    producer.send_offsets({TopicPartition(topic, 1): CommittedOffset(1, "")}, consumer.group_metadata())
+    producer.commit()
+    consumer.close()
+    consumer, _ = joined(client, [topic])
+    assert sorted(value or b"" for value in values(read(consumer, 3))) == [b"b", b"c", b"e"]
+
+
+def test_a_reader_takes_any_partitions_from_any_offset(cluster: Cluster) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic(partitions=2)
+    for partition in range(2):
+        write(client, topic, [b"%d-%d" % (partition, number) for number in range(4)], partition=partition)
+    reader = client.reader()
+    reader.assign({TopicPartition(topic, 0): 3, TopicPartition(topic, 1): 2})
+    assert sorted(value or b"" for value in values(read(reader, 3))) == [b"0-3", b"1-2", b"1-3"]
+    assert reader.position(TopicPartition(topic, 1)) == 4
+    reader.assign({TopicPartition(topic, 1): 0})
+    assert values(read(reader, 4)) == [b"1-%d" % number for number in range(4)]
+    reader.assign({})
+    assert reader.poll(10, 10) == {}
+    reader.close()
+
+
+def test_unknown_topics_are_an_error_of_their_own(cluster: Cluster) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic()
+    consumer, reader, producer = client.consumer(), client.reader(), client.plain_producer()
+    missing = topic + "-missing"
+    with pytest.raises(TopicError, match=missing):
+        consumer.subscribe([topic, missing], Recorder())
+    with pytest.raises(TopicError, match=missing):
+        producer.produce(missing, b"x")
+    with pytest.raises(TopicError, match=missing):
+        reader.assign({TopicPartition(missing, 0): 0})
+    with pytest.raises(TopicError, match="no partition 1"):
+        reader.assign({TopicPartition(topic, 1): 0})
+    with pytest.raises(TopicError, match=missing):
+        reader.end_offset(TopicPartition(missing, 0))
+    transactional = begun(client, "tx-" + cluster.name)
+    with pytest.raises(TopicError, match=missing):
+        transactional.produce(missing, b"x")
+    with pytest.raises(TopicError, match="no partition 1"):
+        transactional.produce(topic, b"x", partition=1)
+    transactional.abort()
+    assert client.admin().describe_topics([missing]) == {}
+
+
+def test_admin_creates_and_describes_topics(cluster: Cluster) -> None:
+    admin = cluster.client().admin()
+    name = cluster.name + "-made"
+    config = {"retention.ms": "3600000"}
+    assert admin.create_topic(name, partitions=3, replication_factor=1, config=config) is True
+    assert admin.create_topic(name, partitions=3, replication_factor=1, config=config) is False
+    described = admin.describe_topics([name, name + "-missing"])
+    assert set(described) == {name}
+    assert (described[name].name, described[name].partitions, described[name].replication_factor) == (name, 3, 1)
+    assert described[name].config["retention.ms"] == "3600000"
+    assert len(admin.broker_ids()) == 1
+    assert admin.last_committed("nobody-" + cluster.name, [TopicPartition(name, 0)]) == {}
+
+
+def test_a_transaction_that_outlives_its_timeout_is_aborted_and_the_producer_goes_on(cluster: Cluster) -> None:
+    client = cluster.client(transaction_timeout_ms=1_000)
+    topic = cluster.create_topic()
+    partition = TopicPartition(topic, 0)
+    producer = begun(client, "tx-" + cluster.name)
+    producer.produce(topic, b"too late")
+    reader = client.reader()
+    reader.assign({partition: 0})
+    until_aborted = time.monotonic() + 30
+    while reader.position(partition) < 2:  # the record, and the marker of its abort
+        assert time.monotonic() < until_aborted
+        assert reader.poll(10, 100) == {}
+    with pytest.raises(TurnAborted):
+        producer.commit()
+    producer.abort()
+    producer.begin()
+    producer.produce(topic, b"in time")
+    producer.commit()
+    assert values(read(reader, 1)) == [b"in time"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import structlog
 from prometheus_client import CollectorRegistry
 
@@ -16,7 +18,7 @@ from stream.clock import Clock, SystemClock
 from stream.config import Settings
 from stream.decisions.policy import DEFAULT_POLICY, Policy, load_policy
 from stream.engine.flush import RowKeeper, no_fault
-from stream.engine.outputs import Judge
+from stream.engine.outputs import Judge, Situation
 from stream.engine.partition import transactional_id
 from stream.engine.pipeline import Pipeline
 from stream.engine.restoring import Restorer
@@ -27,8 +29,10 @@ from stream.features.assemble import FeatureState
 from stream.features.money import Rates
 from stream.features.spec import Domain
 from stream.health import HealthServer, Status
+from stream.history.batch import HistoryBatch
 from stream.kafka.port import KafkaClient
 from stream.metrics import Metrics
+from stream.offline import HistoryReplay, RecordedLabels, Verdicts
 from stream.scoring.scorer import ModelSlot, Scorer
 from stream.state.store import StateStore
 
@@ -151,6 +155,47 @@ def health_of(worker: Worker, clock: Clock) -> Status:
     since_ms = int((clock.monotonic() - worker.last_turn) * 1000)
     waiting = "redis" if worker.waiting_for_store else ""
     return Status(since_ms, worker.assigned, worker.restoring(), waiting)
+
+
+class OfflineScorer:
+    """The worker's pipeline and judge over a replayed history: no Kafka, no Redis."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        domain: Domain,
+        scorer: Scorer | None,
+        clock: Clock,
+        *,
+        partitions: int = 1,
+        labels: Verdicts | RecordedLabels = "fraud",
+    ) -> None:
+        """`partitions` and `labels` as in offline.HistoryReplay."""
+        metrics, rates = Metrics(CollectorRegistry()), load_rates(settings, domain)
+        self._replay = HistoryReplay(domain, rates, metrics, partitions=partitions, labels=labels)
+        slot = ModelSlot(scorer)
+        self._pipeline = Pipeline(domain, rates, settings.batch, self._replay.state, slot, metrics)
+        self._judge = Judge(domain, policy_of(settings), settings.records, rates_version=rates.version)
+        self._topic, self._clock = settings.topics.transactions, clock
+        self.duplicates = 0
+
+    def records(self, batches: Iterable[HistoryBatch]) -> Iterator[list[dict[str, Any]]]:
+        """Score records, as Kafka's but for `scored_at` and the entity view: a list per stretch of the history."""
+        for replayed in self._replay.run(batches):
+            batch = replayed.batch
+            scored = self._pipeline.score(batch, replayed.assembled)
+            self.duplicates += len(batch) - len(scored.index)
+            situation = Situation(
+                origins=[
+                    {"topic": self._topic, "partition": p, "offset": o}
+                    for p, o in zip(batch.partition.tolist(), batch.offset.tolist(), strict=True)
+                ],
+                labels_offset=replayed.labels_offset.tolist(),
+                cold=np.zeros(len(batch), dtype=np.bool_),
+                degraded=np.zeros(len(batch), dtype=np.bool_),
+                now_ms=self._clock.now_ms(),
+            )
+            yield self._judge.score_records(self._judge.judge(scored, situation), situation)
 
 
 def run_worker(settings: Settings, *, profile: bool = False) -> int:

@@ -227,52 +227,46 @@ def _state(
 ) -> list[Finding]:
     """The restore table of the engine, looked up ahead of the start."""
     topic, labels = _inputs(settings)
-    ahead, truncated, missing, behind, clean = [], [], [], [], []
+    rows: dict[str, list[int]] = {row: [] for row in ("ahead", "truncated", "missing", "behind", "clean")}
     for number in sorted(each.partition for each in committed if each.topic == topic):
         done = Checkpoint(
             committed[TopicPartition(topic, number)].offset,
             committed.get(TopicPartition(labels, number), CommittedOffset(0, "")).offset,
         )
         held = store.load_checkpoint(number)
-        if held is None:
-            missing.append(number)
-        elif held.transactions > done.transactions or held.labels > done.labels:
-            ahead.append(number)
-        elif held.transactions < min(done.transactions, first[TopicPartition(topic, number)]):
-            truncated.append(number)
-        elif held.transactions < done.transactions:
-            behind.append(number)
-        else:
-            clean.append(number)
-    return list(_of_state(settings, ahead, truncated, missing, behind, clean))
+        rows[_row_of_restore_table(held, done, first[TopicPartition(topic, number)])].append(number)
+    return list(_of_state(settings, rows))
 
 
-def _of_state(  # noqa: PLR0917  # one list per row of the restore table, in its order
-    settings: Settings,
-    ahead: Sequence[int],
-    truncated: Sequence[int],
-    missing: Sequence[int],
-    behind: Sequence[int],
-    clean: Sequence[int],
-) -> Iterator[Finding]:
-    if ahead:
+def _row_of_restore_table(held: Checkpoint | None, done: Checkpoint, first: int) -> str:
+    if held is None:
+        return "missing"
+    if held.transactions > done.transactions or held.labels > done.labels:
+        return "ahead"
+    if held.transactions < first:
+        return "truncated"
+    return "clean" if held == done else "behind"
+
+
+def _of_state(settings: Settings, rows: Mapping[str, Sequence[int]]) -> Iterator[Finding]:
+    if ahead := rows["ahead"]:
         message = f"partitions {ahead}: the state is ahead of the group's offsets, which were moved back"
         remedy = "give redis.namespace a new name, or clear the state of these partitions so that it is rebuilt"
         yield Finding("state", "error", message, remedy)
-    if truncated:
+    if truncated := rows["truncated"]:
         level = "error" if settings.state.on_truncated_log == "refuse" else "warning"
         message = f"partitions {truncated}: the log no longer holds the events after the checkpoint"
         remedy = "keep records longer; now: state.on_truncated_log = continue goes on and flags the scores"
         yield Finding("state", level, message, remedy)
-    if missing:
+    if missing := rows["missing"]:
         how = "rebuilt from the log" if settings.state.on_missing_checkpoint == "rebuild" else "begun cold, flagged"
         remedy = "expected after a new namespace or a new feature specification; otherwise give Redis persistence"
         yield Finding("state", "warning", f"partitions {missing}: no checkpoint; their state will be {how}", remedy)
-    if behind:
+    if behind := rows["behind"]:
         yield Finding("state", "ok", f"partitions {behind}: a start replays the events since the checkpoint")
-    if clean:
+    if clean := rows["clean"]:
         yield Finding("state", "ok", f"partitions {clean}: up to the committed offset")
-    if not (ahead or truncated or missing or behind or clean):
+    if not any(rows.values()):
         yield Finding("state", "ok", f"group {settings.kafka.group} has not committed anything yet: a first start")
 
 

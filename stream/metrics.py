@@ -127,6 +127,30 @@ class Metrics:
         """`with metrics.stage("decode"): ...` for one of STAGES."""
         return self._stages[name]
 
+    def profile_table(self) -> str:
+        """CPU and wall time by stage since the start, per event read: what `run --profile` prints."""
+        events = sum(sample.value for family in self.events_in.collect() for sample in family.samples
+                     if sample.name.endswith("_total"))  # fmt: skip
+        wall = {
+            sample.labels["stage"]: sample.value
+            for family in self.stage_seconds.collect()
+            for sample in family.samples
+            if sample.name.endswith("_sum")
+        }
+        cpu = {
+            sample.labels["stage"]: sample.value
+            for family in self.stage_cpu_seconds.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total")
+        }
+        per_event = 1e6 / max(events, 1.0)
+        lines = [f"{'stage':<8} {'cpu s':>9} {'wall s':>9} {'cpu us/event':>13}"]
+        for stage in STAGES:
+            lines.append(f"{stage:<8} {cpu[stage]:9.2f} {wall[stage]:9.2f} {cpu[stage] * per_event:13.1f}")
+        total_cpu, total_wall = sum(cpu.values()), sum(wall.values())
+        lines.append(f"{'all':<8} {total_cpu:9.2f} {total_wall:9.2f} {total_cpu * per_event:13.1f}")
+        return "\n".join([*lines, f"{events:,.0f} events"])
+
     def count_turn(self, partition: int, *, read: int, scored: int, duplicates: int, dead_letters: int) -> None:
         """Counts one committed turn of a partition, and sets its identity gap."""
         label = str(partition)

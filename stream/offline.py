@@ -38,6 +38,8 @@ class Replayed:
     history: HistoryBatch
     batch: EventBatch
     assembled: Assembled
+    labels_offset: I64
+    """(B,): how many labels of its partition had been folded before each event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,8 @@ class HistoryReplay:
         self._load(batch)
         if len(self._partitions) > 1:
             self._share_entities(batch)
-        return Replayed(history, batch, self.state.assemble(batch))
+        folded = np.array(self._labels_seen, dtype=np.int64)[partition]
+        return Replayed(history, batch, self.state.assemble(batch), folded)
 
     def _load(self, batch: EventBatch | LabelBatch) -> None:
         self.state.next_turn()

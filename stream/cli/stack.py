@@ -1,4 +1,4 @@
-"""Start, end and find a local Kafka and Redis, for development and first steps."""
+"""Run a local Kafka and Redis, for first steps and development."""
 
 from __future__ import annotations
 

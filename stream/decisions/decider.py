@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.decisions.policy import Condition, Policy, Thresholds, ValueList
+from stream.decisions.policy import Condition, Policy, Rule, Thresholds, ValueList
 from stream.decisions.scale import NO_SCORE, ScoreScale
 from stream.errors import ConfigError
 from stream.events.records import DECISIONS, Decision, RuleHit
@@ -65,14 +65,7 @@ class Decider:
         self._scale = self._make_scale()
         self._columns = {column.name: place for place, column in enumerate(columns)}
         self._check_columns()
-        self._rules = [
-            (
-                rule.when,
-                DECISIONS.index(rule.decision),
-                RuleHit(name=rule.name, decision=rule.decision, reason=rule.reason),
-            )
-            for rule in policy.rules
-        ]
+        self._rules = [(rule.when, DECISIONS.index(Decision(rule.decision)), _rule_hit(rule)) for rule in policy.rules]
         self._allow = [(values, _list_hit(values)) for values in policy.lists if values.kind == "allow"]
         self._block = [(values, _list_hit(values)) for values in policy.lists if values.kind == "block"]
 
@@ -171,6 +164,10 @@ def _listed(values: ValueList, events: Events) -> Positions:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _rule_hit(rule: Rule) -> RuleHit:
+    return RuleHit(name=rule.name, decision=Decision(rule.decision), reason=rule.reason)
 
 
 def _list_hit(values: ValueList) -> RuleHit:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from stream.errors import ConfigError
-from stream.events.records import MAX_SCORE, Decision
+from stream.events.records import MAX_SCORE
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Score = Annotated[int, Field(ge=0, le=MAX_SCORE)]
@@ -106,7 +106,7 @@ class Rule(Part):
 
     name: Name
     when: tuple[Condition, ...] = Field(min_length=1)
-    decision: Literal[Decision.REVIEW, Decision.DECLINE]
+    decision: Literal["review", "decline"]
     reason: str = Field(min_length=1, max_length=300, description="what alerts say when it applies")
 
 

@@ -23,16 +23,17 @@ def transactional_id(settings: Settings) -> str:
 
 
 class Phase(enum.Enum):
-    """ASSIGNED -> RESTORING -> RUNNING -> PARKED; an abort or lost state leads back to ASSIGNED.
+    """The drawing is in worker.py.
 
     ASSIGNED: nothing is known of it yet. PARKED: revoked after a flush, rows kept in memory in case the
-    next assignment gives it back untouched.
+    next assignment gives it back. RETURNED: given back, to be checked whether nobody else touched it.
     """
 
     ASSIGNED = "assigned"
     RESTORING = "restoring"
     RUNNING = "running"
     PARKED = "parked"
+    RETURNED = "returned"
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ class Restorer:
     def untouched(self, partition: Partition, consumer: Consumer) -> bool:
         """Whether a parked partition comes back as it was left: nobody committed, the store is the same."""
         origin = self._origin(partition.number, consumer)
-        if origin is None or origin.committed != partition.done:
+        if origin is None or (origin.committed or origin.log.first) != partition.done:
             return False
         return self._store.load_checkpoint(partition.number) == partition.checkpoint
 

@@ -3,8 +3,8 @@
 A partition's life:
 
     ASSIGNED --> RESTORING --> RUNNING --> PARKED (revoked, flushed, rows kept) --> dropped
-        ^                         |            |
-        +-- aborted, state lost --+            +--> RUNNING (given back, nobody touched it)
+       ^                        |   ^         |
+       +-- aborted, state lost -+   +---- RETURNED (given back) --> ASSIGNED, if somebody touched it
 
 `run` is the life, `run_once` one turn. The rebalance callbacks are plain methods, run inside `poll` on
 this thread; what takes long or may fail is left to the turn.
@@ -55,6 +55,7 @@ class Worker:
         self._producer: Producer = client.producer(transactional_id(settings))
         self._reading_paused = False
         self._waiting_for_store = False
+        self._turns = 0
         self._last_flush = self._last_turn = clock.monotonic()
         self._log = structlog.get_logger("riskstream.worker")
 
@@ -118,7 +119,7 @@ class Worker:
         self._last_turn = self._clock.monotonic()
         self._poll()
         self._restore_some()
-        shares = inputs.take(self._running(), self._caught_up(), self._settings.batch.max_events)
+        shares = inputs.take(self._in_turn(), self._caught_up(), self._settings.batch.max_events)
         if shares:
             self._do(shares)
         self._flush_if_due()
@@ -139,7 +140,9 @@ class Worker:
         for number in [n for n in self._partitions if n not in mine]:
             self._drop(number)
         for number in mine:
-            self._partitions.setdefault(number, Partition(number))
+            partition = self._partitions.setdefault(number, Partition(number))
+            if partition.phase is Phase.PARKED:
+                partition.phase = Phase.RETURNED
         self._consumer.pause(self._inputs_of(mine))
         self._reading_paused = False
         self._log.info("assigned", partitions=sorted(mine))
@@ -285,7 +288,7 @@ class Worker:
 
     def _restore_some(self) -> None:
         for partition in list(self._partitions.values()):
-            if partition.phase is Phase.RUNNING:
+            if partition.phase in (Phase.RUNNING, Phase.PARKED):
                 continue
             try:
                 self._restore_step(partition)
@@ -300,7 +303,7 @@ class Worker:
                 self._start_over([partition], error)
 
     def _restore_step(self, partition: Partition) -> None:
-        if partition.phase is Phase.PARKED:
+        if partition.phase is Phase.RETURNED:
             if self._restorer.untouched(partition, self._consumer):
                 self._begin_running(partition)
             else:
@@ -368,6 +371,13 @@ class Worker:
 
     def _running(self) -> list[Partition]:
         return [p for p in self._partitions.values() if p.phase is Phase.RUNNING]
+
+    def _in_turn(self) -> list[Partition]:
+        """Running partitions, another one first each time: a full partition must not starve the others."""
+        running = self._running()
+        self._turns += 1
+        start = self._turns % len(running) if running else 0
+        return running[start:] + running[:start]
 
     def _with_rows(self) -> list[Partition]:
         """Partitions whose rows may be flushed: between turns every one stands at its `done`."""

@@ -105,7 +105,8 @@ class View:
         def compute() -> F64:
             amounts: I64 = np.maximum(self.row("ring_amount"), 0)
             inside = np.where(self.inside(window), amounts, 0).sum(axis=1)
-            return (inside + np.maximum(self.amount_minor, 0) + self._tiled("tile_sum", window)) / 100.0
+            total: I64 = inside + np.maximum(self.amount_minor, 0) + self._tiled("tile_sum", window)
+            return total / 100.0
 
         return self._keep(("sum", window), compute)
 

@@ -89,6 +89,13 @@ class HistoryReader:
         named = [column for _, column in mapping.named_columns()] + self._attributes
         self._used = list(dict.fromkeys(named))
 
+    def total_rows(self) -> int | None:
+        """Rows of the file, if it says so beforehand (Parquet does)."""
+        if self._is_csv:
+            return None
+        with self._reading_errors(), pa.parquet.ParquetFile(self._path) as file:
+            return int(file.metadata.num_rows)
+
     def __iter__(self) -> Iterator[HistoryBatch]:
         if not self._mapping.sort:
             last_ms = 0

@@ -312,9 +312,10 @@ class _Folder:
             raise BundleRefused(f"{name}: missing from the bundle") from None
         except OSError as error:
             raise BundleRefused(f"{name}: not a readable regular file ({error.strerror})") from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise BundleRefused(f"{name}: not a regular file")
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise BundleRefused(f"{name}: not a regular file")
             return file.read()
 
 

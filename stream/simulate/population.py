@@ -14,7 +14,7 @@ NONE = -1
 """In an integer column: there is none."""
 
 FAVOURITES = 8
-CATEGORIES_ONLINE_SHARE = 0.2
+_ONLINE_SHARE = 0.2
 
 
 class Place(NamedTuple):
@@ -139,8 +139,6 @@ class Customers:
     """A customers and their habits."""
 
     place: I64
-    latitude: F64
-    longitude: F64
     rate_per_day: F64
     amount_scale: F64
     hour_centre: F64
@@ -157,9 +155,9 @@ class Customers:
 
 
 def make_merchants(count: int, rng: np.random.Generator) -> Merchants:
-    """At least one local merchant of each kind of place, a fifth of the rest online."""
+    """About `count` merchants: at least four in each place, a fifth of all online."""
     weights = np.array([place.weight for place in PLACES])
-    online = max(len(_ONLINE), int(count * CATEGORIES_ONLINE_SHARE))
+    online = max(len(_ONLINE), int(count * _ONLINE_SHARE))
     per_place = np.maximum(4, np.round((count - online) * weights / weights.sum()).astype(np.int64))
     local = int(per_place.sum())
     place = np.concatenate([np.repeat(np.arange(len(PLACES)), per_place), rng.integers(0, len(PLACES), online)])
@@ -169,8 +167,8 @@ def make_merchants(count: int, rng: np.random.Generator) -> Merchants:
     return Merchants(
         category=category,
         place=place,
-        latitude=_coordinate(0, place, 0.12, rng),
-        longitude=_coordinate(1, place, 0.12, rng),
+        latitude=_coordinate(0, place, rng),
+        longitude=_coordinate(1, place, rng),
         price=median * rng.lognormal(0.0, 0.3, local + online),
         first_terminal=np.concatenate([[0], np.cumsum(terminals)[:-1]]),
         terminals=terminals,
@@ -185,8 +183,6 @@ def make_customers(count: int, merchants: Merchants, rng: np.random.Generator) -
     repeated = np.repeat(place, FAVOURITES)
     return Customers(
         place=place,
-        latitude=_coordinate(0, place, 0.08, rng),
-        longitude=_coordinate(1, place, 0.08, rng),
         rate_per_day=np.clip(rng.lognormal(np.log(2.4), 0.7, count), 0.1, 15.0),
         amount_scale=rng.lognormal(0.0, 0.4, count),
         hour_centre=rng.normal(14.5, 2.5, count),
@@ -207,6 +203,7 @@ def _pick(kinds: tuple[int, ...], count: int, rng: np.random.Generator) -> I64:
     return drawn
 
 
-def _coordinate(axis: int, place: I64, spread: float, rng: np.random.Generator) -> F64:
+def _coordinate(axis: int, place: I64, rng: np.random.Generator) -> F64:
+    """Degrees (N,): axis 0 latitude, 1 longitude, within some ten kilometres of the place's centre."""
     centre = np.array([PLACES[index][axis] for index in range(len(PLACES))], dtype=np.float64)
-    return np.round(centre[place] + rng.normal(0.0, spread, len(place)), 5)
+    return np.round(centre[place] + rng.normal(0.0, 0.12, len(place)), 5)

@@ -16,7 +16,6 @@ from urllib.parse import quote
 
 _HASH_BYTES = 16
 _LONGEST_KEY = 64
-_COPY_TAGS = "0123456789abcdef"
 
 
 class KeyNames:
@@ -49,15 +48,16 @@ class KeyNames:
         hasher = self._hash_of_kind(kind)
         hasher.update(identity.encode("utf-8", "surrogatepass"))
         digest = hasher.hexdigest().encode()
-        return b"%bcopies-%b}:copy:%b:%b" % (self._stem, digest[:1], quote(kind, safe="").encode(), digest)
+        return b"%b%b}:copy:%b:%b" % (self.copies_prefix, digest[:1], quote(kind, safe="").encode(), digest)
 
     def tag(self, partition: int) -> bytes:
         """The hash tag of a partition, with its braces: all its names begin with it."""
         return b"%b%d}" % (self._stem, partition)
 
-    def copy_tags(self) -> list[bytes]:
-        """The hash tags of the copies: all their names begin with one of these."""
-        return [b"%bcopies-%b}" % (self._stem, digit.encode()) for digit in _COPY_TAGS]
+    @property
+    def copies_prefix(self) -> bytes:
+        """What the names of all copies begin with; one digit and a brace follow."""
+        return self._stem + b"copies-"
 
     def probe(self) -> bytes:
         """A name that nothing else uses, to try rights with."""

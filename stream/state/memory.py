@@ -110,7 +110,7 @@ class MemoryStore:
                 del self.server.rows[key]
             had_checkpoint = self.server.checkpoints.pop(self._names.checkpoint(partition), None) is not None
             for key, partials in self.server.copies.items():
-                if KeyNames.tag_of(key) in self._names.copy_tags():
+                if key.startswith(self._names.copies_prefix):
                     partials.pop(partition, None)
             self.server.copies = {key: partials for key, partials in self.server.copies.items() if partials}
         return len(gone) + had_checkpoint

@@ -19,7 +19,14 @@ from stream.errors import ConfigError, FatalError
 from stream.state.keys import KeyNames
 from stream.state.redis_check import examine_server
 from stream.state.redis_errors import translate
-from stream.state.redis_scripts import PUBLISH_COPIES, READ_COPIES, WRITE_CHECKPOINT, WRITE_ROWS, Script
+from stream.state.redis_scripts import (
+    PUBLISH_COPIES,
+    READ_COPIES,
+    TEXT_BY_SHA,
+    WRITE_CHECKPOINT,
+    WRITE_ROWS,
+    Script,
+)
 from stream.state.rules import require_checkpoint, require_header
 from stream.state.store import Checkpoint, Finding
 
@@ -129,9 +136,8 @@ class RedisStore:
         gone = int(self._run([("UNLINK", self._names.checkpoint(partition))])[0])
         for names in self._scan(self._names.tag(partition) + b":*"):
             gone += int(self._run([("UNLINK", *names)])[0])
-        for tag in self._names.copy_tags():
-            for names in self._scan(tag + b":*"):
-                self._run([("HDEL", name, partition) for name in names])
+        for names in self._scan(self._names.copies_prefix + b"?}:*"):
+            self._run([("HDEL", name, partition) for name in names])
         return gone
 
     def check(self) -> list[Finding]:
@@ -159,8 +165,7 @@ class RedisStore:
         unknown = [place for place, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
         if unknown:
             # The server has forgotten its scripts (restart, SCRIPT FLUSH): EVAL runs and caches the text.
-            by_sha = {script.sha: script.text for script in (WRITE_ROWS, PUBLISH_COPIES, READ_COPIES, WRITE_CHECKPOINT)}
-            again = [("EVAL", by_sha[commands[place][1]], *commands[place][2:]) for place in unknown]
+            again = [("EVAL", TEXT_BY_SHA[commands[place][1]], *commands[place][2:]) for place in unknown]
             for place, answer in zip(unknown, self._send(again), strict=True):
                 answers[place] = answer
         for answer in answers:

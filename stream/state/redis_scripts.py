@@ -93,3 +93,5 @@ return found
 """
 )
 """KEYS: a checkpoint. ARGV: the text expected there ('' for none), the text to write. Returns what it found."""
+
+TEXT_BY_SHA = {script.sha: script.text for script in (WRITE_ROWS, PUBLISH_COPIES, READ_COPIES, WRITE_CHECKPOINT)}

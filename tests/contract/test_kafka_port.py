@@ -30,6 +30,19 @@ from tests.contract.kafka_clusters import (
     write,
 )
 
+# What noida-db 0.2.3 does not do. It serves demos of one run; nobody should take it for exactly-once.
+_NO_STABLE_OFFSETS = "the embedded broker answers with committed offsets while a transaction is pending"
+_NO_GENERATIONS = "the embedded broker takes offsets of any generation inside a transaction"
+_NO_TIMEOUTS = "the embedded broker never aborts a transaction by itself"
+EMBEDDED_GAPS = {
+    "test_committed_waits_for_a_pending_transaction": _NO_STABLE_OFFSETS,
+    "test_a_new_owner_waits_for_the_former_ones_transaction": _NO_STABLE_OFFSETS,
+    "test_offsets_of_an_older_generation_are_refused": _NO_GENERATIONS,
+    "test_a_second_worker_of_the_same_id_fences_the_first": _NO_GENERATIONS,
+    "test_an_expelled_member_has_lost_its_partitions": _NO_GENERATIONS,
+    "test_a_transaction_that_outlives_its_timeout_is_aborted_and_the_producer_goes_on": _NO_TIMEOUTS,
+}
+
 
 @pytest.fixture(
     params=[
@@ -43,6 +56,10 @@ def cluster(request: pytest.FixtureRequest, unique: str) -> Iterator[Cluster]:
     if request.param == "memory":
         made = MemoryCluster(unique)
     else:
+        gap = EMBEDDED_GAPS.get(request.function.__name__)
+        if request.param == "embedded" and gap is not None:
+            # A newer wheel that closes the gap makes the test pass, and so, being strict, fail here.
+            request.applymarker(pytest.mark.xfail(reason=gap, strict=True, run=gap != _NO_TIMEOUTS))
         server = request.getfixturevalue(f"{request.param}_kafka")
         made = RealCluster(unique, server.bootstrap)
     yield made
@@ -176,6 +193,7 @@ def test_positions_pass_control_records_and_aborted_ones(cluster: Cluster) -> No
     producer.produce(topic, b"kept")
     producer.commit()
     consumer, _ = joined(client, [topic])
+    assert consumer.known_end_offset(partition) is None
     assert values(read(consumer, 1)) == [b"kept"]
     until(lambda: consumer.position(partition) == 2, consumer)  # the commit marker at 1
     assert consumer.end_offset(partition) == 2
@@ -185,7 +203,7 @@ def test_positions_pass_control_records_and_aborted_ones(cluster: Cluster) -> No
     producer.produce(topic, b"dropped")
     producer.produce(topic, b"dropped")
     # Only what has reached the broker takes offsets; a reader that is held back shows that it has.
-    until(lambda: consumer.known_end_offset(partition) in {3, 4} or consumer.poll(1, 50) != {}, consumer)
+    until(lambda: (consumer.known_end_offset(partition) or 0) >= 3, consumer)
     producer.abort()
     until(lambda: consumer.position(partition) == consumer.end_offset(partition), consumer)
     end = consumer.end_offset(partition)
@@ -205,9 +223,10 @@ def test_an_open_transaction_holds_back_later_records(cluster: Cluster) -> None:
     partition = TopicPartition(topic, 0)
     reader = client.reader()
     reader.assign({partition: 0})
+    consumer, _ = joined(client, [topic])
     slow = begun(client, "slow-" + cluster.name)
     slow.produce(topic, b"slow")
-    until(lambda: client_sees_growth(cluster, topic))
+    until(lambda: consumer.known_end_offset(partition) == 1, consumer)  # it has reached the broker
     quick = begun(client, "quick-" + cluster.name)
     quick.produce(topic, b"quick")
     quick.commit()
@@ -220,24 +239,14 @@ def test_an_open_transaction_holds_back_later_records(cluster: Cluster) -> None:
     assert reader.end_offset(partition) == 5
 
 
-def client_sees_growth(cluster: Cluster, topic: str) -> bool:
-    """Whether an uncommitted record has reached the broker: the high watermark of a fetch tells."""
-    client = cluster.client("observer", group=cluster.name + "-observer")
-    consumer, _ = joined(client, [topic])
-    consumer.poll(1, 200)
-    seen = (consumer.known_end_offset(TopicPartition(topic, 0)) or 0) > 0
-    consumer.close()
-    return seen
-
-
 def test_a_producer_of_the_same_id_fences_the_former(cluster: Cluster) -> None:
     client = cluster.client()
     topic = cluster.create_topic()
     zombie = begun(client, "tx-" + cluster.name)
     zombie.produce(topic, b"zombie")
     successor = begun(client, "tx-" + cluster.name)
-    zombie.produce(topic, b"zombie again")
-    with pytest.raises(FencedError):
+    with pytest.raises(FencedError):  # noqa: PT012  # which call notices depends on the client
+        zombie.produce(topic, b"zombie again")
         zombie.commit()
     with pytest.raises(FencedError):
         zombie.abort()
@@ -549,7 +558,8 @@ def test_a_reader_takes_any_partitions_from_any_offset(cluster: Cluster) -> None
     reader.close()
 
 
-def test_unknown_topics_are_an_error_of_their_own(cluster: Cluster) -> None:
+def test_unknown_topics_are_an_error_of_their_own(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.kafka.kafka_python.connection._TOPIC_GRACE_S", 0.2)
     client = cluster.client()
     topic = cluster.create_topic()
     consumer, reader, producer = client.consumer(), client.reader(), client.plain_producer()

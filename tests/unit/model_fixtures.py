@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
@@ -17,6 +21,7 @@ from models.nets import NetOptions
 from models.train import TrainedModel, TrainOptions, train
 from stream.clock import ManualClock
 from stream.features.spec import Column, Domain
+from stream.scoring.bundle import seal
 
 DAY_MS = 86_400_000
 START_MS = 1_600_000_000_000
@@ -133,10 +138,10 @@ def quick_model(seed: int = 0, domain: Domain | None = None, **changes: object) 
 
 
 def write_quick_bundle(
-    directory: Path, seed: int = 0, signature_key: bytes | None = None, domain: Domain | None = None, **changes: object
+    directory: Path, *, domain: Domain | None = None, signature_key: bytes | None = None, **changes: object
 ) -> Domain:
     """Exports `quick_model` to the folder; returns its domain."""
-    trained, domain = quick_model(seed, domain, **changes)
+    trained, domain = quick_model(0, domain, **changes)
     export_bundle(
         trained,
         domain,
@@ -150,6 +155,29 @@ def write_quick_bundle(
     return domain
 
 
+@functools.cache
+def quick_bundle() -> tuple[Domain, dict[str, bytes]]:
+    """The files of one small bundle, made once per process, and its domain."""
+    with tempfile.TemporaryDirectory() as folder:
+        domain = write_quick_bundle(Path(folder) / "bundle")
+        return domain, {path.name: path.read_bytes() for path in (Path(folder) / "bundle").iterdir()}
+
+
+def lay_out(directory: Path, files: dict[str, bytes]) -> Path:
+    """Writes the files into a new folder."""
+    directory.mkdir()
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    return directory
+
+
+def reseal(files: dict[str, bytes], signature_key: bytes | None = None, **changes: Any) -> dict[str, bytes]:
+    """The bundle with other manifest fields, and hashes and digest that fit: what a careful forger would make."""
+    fields = json.loads(files["manifest.json"])
+    fields["files"] = {n: hashlib.sha256(c).hexdigest() for n, c in files.items() if n != "manifest.json"}
+    return {**files, "manifest.json": seal({**fields, **changes}, signature_key)}
+
+
 def random_batch(
     seed: int, size: int, domain: Domain
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
@@ -160,7 +188,3 @@ def random_batch(
     lengths = random.integers(1, length + 1, size)
     steps[np.arange(length)[None, :] >= lengths[:, None]] = 0.0
     return steps, lengths.astype(np.int64), random_columns(random, size, domain.aggregate_columns)
-
-
-def seed_torch(seed: int) -> None:
-    torch.manual_seed(seed)

@@ -236,22 +236,23 @@ def test_kafka_away_does_not_hide_redis_and_the_other_way_round(cluster: Cluster
 
 
 def test_the_state_is_held_against_the_offsets_and_the_log(cluster: Cluster, store: MemoryStore) -> None:
-    cluster.create(partitions=6)
+    cluster.create(partitions=8)
     assert "first start" in of(examine(settings(), cluster, store), "state")[0][1]
-    for number in range(6):
-        cluster.commit(number, transactions=10, labels=3)
-    for number, checkpoint in enumerate([(10, 3), (4, 3), None, (11, 3), (1, 3), (10, 4)]):
+    for number in range(8):
+        cluster.commit(number, transactions=10 if number < 7 else 1, labels=3)
+    for number, checkpoint in enumerate([(10, 3), (4, 3), None, (11, 3), (1, 3), (10, 4), (10, 2), (1, 3)]):
         if checkpoint is not None:
             store.write_checkpoint(number, None, Checkpoint(*checkpoint))
-    for _ in range(3):
-        cluster.broker.append("transactions", b"{}", partition=4)
-    cluster.broker.delete_before(TopicPartition("transactions", 4), 2)
+    for number in (4, 7):
+        for _ in range(3):
+            cluster.broker.append("transactions", b"{}", partition=number)
+        cluster.broker.delete_before(TopicPartition("transactions", number), 2)
     found = of(examine(settings(), cluster, store), "state")
     expected = [
         ("error", "partitions [3, 5]: the state is ahead"),
-        ("error", "partitions [4]: the log no longer holds"),
+        ("error", "partitions [4, 7]: the log no longer holds"),
         ("warning", "partitions [2]: no checkpoint; their state will be rebuilt"),
-        ("ok", "partitions [1]: a start replays"),
+        ("ok", "partitions [1, 6]: a start replays"),
         ("ok", "partitions [0]: up to the committed offset"),
     ]
     assert len(found) == len(expected)

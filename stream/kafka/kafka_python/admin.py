@@ -59,8 +59,10 @@ class KafkaPythonAdmin:
         return True
 
     def broker_ids(self) -> Sequence[int]:
+        # The vendor's describe_cluster fails on brokers before Kafka 3.7.
         with translating("listing brokers"):
-            return sorted(broker["broker_id"] for broker in self._vendor.describe_cluster()["brokers"])
+            metadata = self._vendor._manager.run(self._vendor._get_cluster_metadata, [])
+        return sorted(broker["node_id"] for broker in metadata["brokers"])
 
     def last_committed(
         self, group: str, partitions: Sequence[TopicPartition]

@@ -23,6 +23,7 @@ from kafka import TopicPartition as VendorPartition
 from kafka.admin import KafkaAdminClient, MemberToRemove
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.coordinator.consumer import ConsumerCoordinator
 from kafka.structs import ConsumerGroupMetadata
 
 from stream.config import KafkaSettings
@@ -44,16 +45,58 @@ class _OnCallersThread(Exception):
 
 
 class _DropExpected(logging.Filter):
-    """kafka-python logs whatever a callback raises as a failure of the user's code; this one is none."""
+    """Drops what kafka-python logs as errors and is none: our own refusal, and what a close cancels."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and record.exc_info[0] is _OnCallersThread)
+        is_refusal = record.exc_info is not None and record.exc_info[0] is _OnCallersThread
+        is_cancelled = any(isinstance(argument, vendor.Cancelled) for argument in record.args or ())
+        return not is_refusal and not is_cancelled
 
 
-logging.getLogger("kafka.coordinator.consumer").addFilter(_DropExpected())
+for _name_of_logger in ("kafka.coordinator.consumer", "kafka.cluster"):
+    logging.getLogger(_name_of_logger).addFilter(_DropExpected())
 
 
-class _Notes(ConsumerRebalanceListener):  # type: ignore[misc]  # the vendor has no types
+class _JoinInFlight:
+    """Stands in for the vendor's task of a join; done only where there is nothing left to take from it."""
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+
+    @property
+    def is_done(self) -> bool:
+        # To the vendor this error means that it has waited too long itself: it would wait for ever.
+        return isinstance(self._task.exception, vendor.KafkaTimeoutError)
+
+    def __await__(self) -> Any:
+        return self._task.__await__()
+
+    def add_callback(self, function: Any) -> None:
+        self._task.add_callback(function)
+
+    def add_errback(self, function: Any) -> None:
+        self._task.add_errback(function)
+
+
+class _PatientCoordinator(ConsumerCoordinator):  # type: ignore[misc]  # the vendor has no types
+    """Takes the result of every join.
+
+    A poll that times out leaves its join to the next one. kafka-python 3.0.12 throws the join away if it
+    has finished in between, and starts another: with short polls a group may rebalance over and over.
+    """
+
+    _join: _JoinInFlight | None = None
+
+    @property
+    def _join_task(self) -> _JoinInFlight | None:
+        return self._join
+
+    @_join_task.setter
+    def _join_task(self, task: Any) -> None:
+        self._join = None if task is None else _JoinInFlight(task)
+
+
+class _Notes(ConsumerRebalanceListener):  # type: ignore[misc]
     """The vendor's callbacks, on its IO thread; the caller's thread waits in poll meanwhile."""
 
     def __init__(self) -> None:
@@ -144,6 +187,8 @@ class KafkaPythonConsumer(_Partitions):
                 max_poll_interval_ms=settings.max_poll_interval_ms,
                 partition_assignment_strategy=[RangePartitionAssignor],
             )
+        # The vendor offers no way to pass a coordinator in.
+        self._vendor._coordinator.__class__ = _PatientCoordinator
 
     def subscribe(self, topics: Sequence[str], listener: RebalanceListener) -> None:
         """TopicError if one of the topics does not exist. Blocks for a request."""

@@ -14,18 +14,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import kafka.errors as vendor
 from kafka import KafkaProducer
 from kafka import TopicPartition as VendorPartition
+from kafka.admin import KafkaAdminClient
 from kafka.partitioner import Partitioner
 from kafka.serializer import Serializer
-from kafka.structs import OffsetAndMetadata
+from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from stream.config import KafkaSettings
-from stream.errors import FencedError, TurnAborted, UnavailableError
-from stream.kafka.kafka_python.connection import KnownTopics, common_options
+from stream.errors import FencedError, PartitionLostError, TurnAborted, UnavailableError
+from stream.kafka.kafka_python.connection import KnownTopics, admin_options, common_options
 from stream.kafka.kafka_python.errors import in_transaction, translated, translating
 from stream.kafka.partitioner import partition_for
 from stream.kafka.port import CommittedOffset, GroupMetadata, Headers, TopicPartition
@@ -51,7 +52,7 @@ class _ByKey(Partitioner):  # type: ignore[misc]
     def __init__(self) -> None:
         self._next = 0
 
-    def partition(  # noqa: PLR0917  # the vendor's signature
+    def partition(
         self, topic: str, key: object, key_bytes: bytes | None, value: object, value_bytes: object, cluster: Any
     ) -> int:
         partitions = len(cluster.partitions_for_topic(topic))
@@ -157,15 +158,19 @@ class KafkaPythonProducer(_Producing):
         self._began = 0.0
         self._in_transaction = False
         self._broken = False
+        self._group: ConsumerGroupMetadata | None = None
         self._vendor = self._connect()
 
     def _connect(self) -> Any:
         with translating("connecting to Kafka"):
-            return KafkaProducer(
+            producer = KafkaProducer(
                 **_producer_options(self._settings),
                 transactional_id=self._transactional_id,
                 transaction_timeout_ms=self._settings.transaction_timeout_ms,
             )
+        # An epoch bump in mid-transaction loses its records, and lets a zombie take its id back.
+        producer._transaction_manager._NEEDS_EPOCH_BUMP_ERRORS = frozenset()
+        return producer
 
     def init_transactions(self) -> None:
         with translating(f"taking the transactional id {self._transactional_id}"):
@@ -180,6 +185,7 @@ class KafkaPythonProducer(_Producing):
         self._in_transaction = True
 
     def send_offsets(self, offsets: Mapping[TopicPartition, CommittedOffset], group: GroupMetadata) -> None:
+        self._group = cast(ConsumerGroupMetadata, group)
         entries = {
             VendorPartition(*partition): OffsetAndMetadata(committed.offset, committed.metadata, -1)
             for partition, committed in offsets.items()
@@ -198,16 +204,34 @@ class KafkaPythonProducer(_Producing):
         if not self._broken:
             try:
                 self._transact("aborting", lambda manager: manager.begin_abort())
-                self._in_transaction = False
-                return
             except TurnAborted:
                 self._broken = True
-        # The client cannot end this transaction; a new one with the same id makes the broker end it.
+        if self._broken:
+            self._start_anew()
+        self._in_transaction = False
+
+    def _start_anew(self) -> None:
+        """A new vendor's producer of the same id: its start makes the broker end what the old one left open."""
+        self._check_not_replaced()
         self._discard()
         self._vendor = self._connect()
         self.init_transactions()
         self._broken = False
-        self._in_transaction = False
+
+    def _check_not_replaced(self) -> None:
+        """FencedError if another worker has taken this one's place in the group: it must keep the id, too."""
+        group = self._group
+        if group is None:
+            return
+        with translating("looking for this worker in its group"):
+            admin = KafkaAdminClient(**admin_options(self._settings))
+            try:
+                members = admin.describe_groups([group.group_id])[group.group_id]["members"]
+            finally:
+                admin.close()
+        for member in members:
+            if member["group_instance_id"] == group.group_instance_id and member["member_id"] != group.member_id:
+                raise FencedError(f"another consumer has joined the group as {group.group_instance_id}")
 
     def close(self) -> None:
         """Ends an open transaction if Kafka answers at once; its successor does so otherwise."""
@@ -228,7 +252,6 @@ class KafkaPythonProducer(_Producing):
             result = start(self._vendor._transaction_manager)
             self._vendor._sender.wakeup()
             if not result.wait(self._timeout_ms):
-                self._broken = True
                 raise vendor.KafkaTimeoutError(f"no answer within {self._timeout_ms} ms, the outcome is unknown")
         except vendor.KafkaError as error:
             raise self._failure(error, doing) from error
@@ -238,11 +261,12 @@ class KafkaPythonProducer(_Producing):
         cause = self._vendor._transaction_manager.last_error or error
         result = in_transaction(cause, doing)
         if isinstance(result, FencedError) and self._outlived_its_transaction(cause):
-            # The broker ended it and took the epoch along. Nobody has replaced this worker.
-            self._broken = True
+            # The broker has ended it and taken the epoch along: that alone does not make this worker a zombie.
             result = TurnAborted(f"{doing}: the transaction outlived kafka.transaction_timeout_ms")
-        elif isinstance(result, TurnAborted) and isinstance(cause, vendor.RetriableError):
-            self._check_topics()
+        if isinstance(result, TurnAborted) and not isinstance(result, PartitionLostError):
+            self._broken = True
+            if isinstance(cause, vendor.RetriableError):
+                self._check_topics()
         return result
 
     def _outlived_its_transaction(self, cause: Exception) -> bool:

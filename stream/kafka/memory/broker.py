@@ -33,7 +33,7 @@ class _Transaction:
     epoch: int = 0
     timeout_s: float = 60.0
     began: float | None = None
-    logs: dict[TopicPartition, PartitionLog] = field(default_factory=dict)
+    logs: list[PartitionLog] = field(default_factory=list)
     groups: set[str] = field(default_factory=set)
 
 
@@ -110,11 +110,13 @@ class MemoryBroker:
             self.notify()
 
     def _choose_log(self, topic: str, key: bytes | None, partition: int | None) -> PartitionLog:
+        known = self._topics.get(topic)
+        if known is None or (partition is not None and not 0 <= partition < len(known.logs)):
+            return self.log(TopicPartition(topic, partition or 0))  # which says what is missing
+        logs = known.logs
         if partition is None:
-            known = self._topics.get(topic)
-            count = len(known.logs) if known is not None else 1
-            partition = next(self._round_robin) % count if key is None else partition_for(key, count)
-        return self.log(TopicPartition(topic, partition))
+            partition = next(self._round_robin) % len(logs) if key is None else partition_for(key, len(logs))
+        return logs[partition]
 
     # Transactions
 
@@ -143,9 +145,13 @@ class MemoryBroker:
             now_ms = self._clock.now_ms()
             for topic, value, key, headers, partition, timestamp_ms in records:
                 log = self._choose_log(topic, key, partition)
-                transaction.logs[log.partition] = log
                 stamp = now_ms if timestamp_ms is None else timestamp_ms
-                log.append(stamp, key, value, headers, transactional_id=transactional_id)
+                offset = log.append(stamp, key, value, headers)
+                if (offsets := log.open.get(transactional_id)) is None:
+                    log.open[transactional_id] = [offset]
+                    transaction.logs.append(log)
+                else:
+                    offsets.append(offset)
 
     def send_offsets(
         self,
@@ -181,7 +187,7 @@ class MemoryBroker:
         return transaction
 
     def _end(self, transactional_id: str, transaction: _Transaction, *, committed: bool) -> None:
-        for log in transaction.logs.values():
+        for log in transaction.logs:
             log.end_transaction(transactional_id, committed=committed)
         for name in transaction.groups:
             group = self.group(name)

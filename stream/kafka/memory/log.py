@@ -21,6 +21,10 @@ class MemoryRecord(NamedTuple):
     headers: Sequence[tuple[str, bytes]]
 
 
+# Half the price of calling the class, for which every record pays.
+_new_record = MemoryRecord._make
+
+
 class PartitionLog:
     """A list of records in which the slot of a control marker or of an aborted record is None.
 
@@ -32,7 +36,7 @@ class PartitionLog:
         self.first_offset = 0
         self._slots: list[MemoryRecord | None] = []
         # Transactional id -> offsets of its records in the open transaction.
-        self._open: dict[str, list[int]] = {}
+        self.open: dict[str, list[int]] = {}
 
     @property
     def next_offset(self) -> int:
@@ -42,28 +46,22 @@ class PartitionLog:
     @property
     def last_stable_offset(self) -> int:
         """The first offset of the oldest open transaction, or the end."""
-        if not self._open:
+        if not self.open:
             return self.next_offset
-        return min(offsets[0] for offsets in self._open.values())
+        return min(offsets[0] for offsets in self.open.values())
 
     def append(
-        self,
-        timestamp: int,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Sequence[tuple[str, bytes]],
-        *,
-        transactional_id: str | None = None,
-    ) -> None:
+        self, timestamp: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+    ) -> int:
+        """Returns the record's offset. For a transaction, the caller notes it in `open`."""
         offset = self.first_offset + len(self._slots)
         topic, partition = self.partition
-        self._slots.append(MemoryRecord(topic, partition, offset, timestamp, key, value, headers))
-        if transactional_id is not None:
-            self._open.setdefault(transactional_id, []).append(offset)
+        self._slots.append(_new_record((topic, partition, offset, timestamp, key, value, headers)))
+        return offset
 
     def end_transaction(self, transactional_id: str, *, committed: bool) -> None:
         """Makes the records of the open transaction visible, or never; its marker takes one offset."""
-        offsets = self._open.pop(transactional_id, None)
+        offsets = self.open.pop(transactional_id, None)
         if offsets is None:
             return
         if not committed:

@@ -1,0 +1,40 @@
+"""From a history to a training set, through the very feature code that serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry
+
+from models.dataset import ReplayedBatch, TrainingSet, build
+from stream.features.columns import MoneyConverter
+from stream.features.spec import Domain
+from stream.history.batch import HistoryBatch
+from stream.metrics import Metrics
+from stream.offline import HistoryReplay
+
+
+def training_set(
+    batches: Iterable[HistoryBatch], domain: Domain, money: MoneyConverter, *, until_ms: int
+) -> TrainingSet:
+    """Replays the history before `until_ms`, each label from the moment it became known. Blocks for long.
+
+    ConfigError when the history has no event before that.
+    """
+    return build(domain, _replayed(batches, domain, money, until_ms))
+
+
+def _replayed(
+    batches: Iterable[HistoryBatch], domain: Domain, money: MoneyConverter, until_ms: int
+) -> Iterator[ReplayedBatch]:
+    replay = HistoryReplay(domain, money, Metrics(CollectorRegistry()))
+    for part in replay.run(_before(batches, until_ms)):
+        yield ReplayedBatch(part.batch, part.assembled, part.history.fraud, part.history.known_ms)
+
+
+def _before(batches: Iterable[HistoryBatch], until_ms: int) -> Iterator[HistoryBatch]:
+    for batch in batches:
+        count = int((batch.time_ms < until_ms).sum())
+        yield batch.take(slice(0, count))
+        if count < len(batch):
+            return

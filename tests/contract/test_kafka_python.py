@@ -1,0 +1,182 @@
+"""What only a real broker can show of the kafka-python client: outages, refusals, credentials."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stream.errors import FatalError, NotAuthorisedError, TurnAborted, UnavailableError
+from stream.kafka.kafka_python import KafkaPythonClient
+from stream.kafka.port import TopicPartition
+from stream.stack import ApacheKafka
+from stream.stack.process import HOST, free_port
+from tests.conftest import require
+from tests.contract.kafka_clusters import RealCluster, Recorder, begun, joined, read, until, values, write
+
+pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("apache-kafka")]
+
+
+@pytest.fixture
+def cluster(apache_kafka: ApacheKafka, unique: str) -> Iterator[RealCluster]:
+    made = RealCluster(unique, apache_kafka.bootstrap)
+    yield made
+    made.close()
+
+
+def test_a_record_that_the_topic_refuses_is_never_lost_in_silence(cluster: RealCluster) -> None:
+    client = cluster.client()
+    topic = cluster.name
+    client.admin().create_topic(topic, partitions=1, replication_factor=1, config={"max.message.bytes": "1000"})
+    producer = begun(client, "tx-" + topic)
+    producer.produce(topic, b"small")
+    producer.produce(topic, b"x" * 5_000)
+    with pytest.raises(FatalError, match="max.message.bytes"):
+        producer.commit()
+    producer.abort()
+    plain = client.plain_producer()
+    plain.produce(topic, b"x" * 5_000)
+    with pytest.raises(FatalError, match="max.message.bytes"):
+        plain.flush()
+    reader = client.reader()
+    reader.assign({TopicPartition(topic, 0): 0})
+    assert reader.poll(10, 300) == {}
+
+
+def test_short_polls_do_not_make_the_group_rebalance_again(cluster: RealCluster) -> None:
+    topic = cluster.create_topic(partitions=4)
+    members = [cluster.client(f"worker-{number}").consumer() for number in range(3)]
+    heard = [Recorder() for _ in members]
+    for member, recorder in zip(members, heard, strict=True):
+        member.subscribe([topic], recorder)
+        until(lambda recorder=recorder: bool(recorder.events), *members)  # type: ignore[misc]
+    until(lambda: sum(len(member.assignment()) for member in members) == 4, *members)
+    settled = [len(recorder.events) for recorder in heard]
+    quiet_until = time.monotonic() + 2
+    while time.monotonic() < quiet_until:
+        for member in members:
+            member.poll(10, 1)
+    assert [len(recorder.events) for recorder in heard] == settled
+
+
+def test_the_vendors_log_stays_clean_over_a_rebalance(cluster: RealCluster, caplog: pytest.LogCaptureFixture) -> None:
+    topic = cluster.create_topic(partitions=2)
+    first, _ = joined(cluster.client("worker-0"), [topic])
+    second, heard = cluster.client("worker-1").consumer(), Recorder()
+    second.subscribe([topic], heard)
+    until(lambda: bool(heard.events), first, second)
+    write(cluster.client(), topic, [b"secret-account"])
+    cluster.close()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert "secret-account" not in caplog.text
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[ApacheKafka]:
+    """A broker that the test may kill."""
+    require(ApacheKafka)
+    with ApacheKafka(tmp_path) as server:
+        yield server
+
+
+def test_an_outage_aborts_the_turn_and_ends_with_it(own_broker: ApacheKafka) -> None:
+    cluster = RealCluster("outage", own_broker.bootstrap)
+    topic = cluster.create_topic()
+    client = cluster.client(request_timeout_ms=1_500, transaction_timeout_ms=1_500)
+    producer = begun(client, "tx")
+    producer.produce(topic, b"before")
+    producer.commit()
+    reader = client.reader()
+    reader.assign({TopicPartition(topic, 0): 0})
+    assert values(read(reader, 1)) == [b"before"]
+
+    producer.begin()
+    producer.produce(topic, b"lost")
+    own_broker.kill()
+    started = time.monotonic()
+    with pytest.raises(TurnAborted):
+        producer.commit()
+    with pytest.raises(UnavailableError):
+        producer.abort()
+    with pytest.raises(UnavailableError):
+        client.admin()
+    assert time.monotonic() - started < 30
+    assert reader.poll(10, 50) == {}
+
+    own_broker.start()
+    producer.abort()
+    producer.begin()
+    producer.produce(topic, b"after")
+    producer.commit()
+    assert values(read(reader, 1)) == [b"after"]
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def guarded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A broker with passwords and rights; bootstrap servers of its SASL listener."""
+    require(ApacheKafka)
+    ports = {"kafka": free_port(), "controller": free_port()}
+    sasl = f"{HOST}:{free_port()}"
+    users = 'user_reader="right" user_admin="right"'
+    properties = {
+        "listeners": f"PLAINTEXT://{HOST}:{ports['kafka']},CONTROLLER://{HOST}:{ports['controller']},SASL://{sasl}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.sasl.plain.sasl.jaas.config": (
+            f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
+        ),
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:admin;User:ANONYMOUS",
+    }
+    server = ApacheKafka(tmp_path_factory.mktemp("guarded"), ports=ports, properties=properties).start()
+    RealCluster("guarded", server.bootstrap).create_topic()
+    yield sasl
+    server.kill()
+
+
+def _guarded_client(bootstrap: str, user: str, password: str) -> KafkaPythonClient:
+    settings = RealCluster("guarded", bootstrap).settings(
+        "worker-0",
+        bootstrap_servers=bootstrap,
+        security_protocol="SASL_PLAINTEXT",
+        sasl_mechanism="PLAIN",
+        sasl_username=user,
+        sasl_password=password,
+        request_timeout_ms=4_000,
+    )
+    return KafkaPythonClient(settings)
+
+
+def test_credentials_are_passed_through(guarded_broker: str) -> None:
+    cluster = RealCluster("guarded", guarded_broker)
+    client = cluster._closing(_guarded_client(guarded_broker, "admin", "right"))
+    write(client, "guarded", [b"let in"])
+    consumer, _ = joined(client, ["guarded"])
+    assert values(read(consumer, 1)) == [b"let in"]
+    cluster.close()
+
+
+@pytest.mark.parametrize("make", ["admin", "consumer", "plain_producer", "reader"])
+def test_a_wrong_password_is_not_an_outage(guarded_broker: str, make: str) -> None:
+    client = _guarded_client(guarded_broker, "admin", "wrong")
+    started = time.monotonic()
+    with pytest.raises(NotAuthorisedError, match="sasl") as refused:
+        getattr(client, make)()
+    assert time.monotonic() - started < 4
+    assert "wrong" not in str(refused.value)
+
+
+def test_missing_rights_are_named(guarded_broker: str) -> None:
+    client = _guarded_client(guarded_broker, "reader", "right")
+    with pytest.raises(NotAuthorisedError):
+        client.plain_producer().produce("guarded", b"x")
+    with pytest.raises(NotAuthorisedError):
+        client.reader().assign({TopicPartition("guarded", 0): 0})
+    with pytest.raises(NotAuthorisedError):
+        client.producer("tx").init_transactions()
+    with pytest.raises(NotAuthorisedError):
+        client.admin().last_committed("guarded", [TopicPartition("guarded", 0)])

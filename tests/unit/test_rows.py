@@ -1,0 +1,230 @@
+"""Packed rows: every class there and back, foreign bytes refused, and what other partitions showed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stream.domains.payments import DOMAIN
+from stream.features.assemble import FeatureState
+from stream.features.operators import Amount, Count
+from stream.features.pool import RowPool
+from stream.features.rows import NEVER, RING, TILES, EntityRows, code_bits, row_offsets
+from stream.features.spec import Domain, Entity
+from tests.parity import streams
+from tests.parity.streams import DAY_MS, START_MS, Shape
+
+CLASS_BYTE = 16
+
+
+def state_after(events: int, labels: int = 0, domain: Domain = DOMAIN, **given: Any) -> FeatureState:
+    """One account with so many events, an hour apart, and labels of the last ones."""
+    writer = streams.Writer(3, Shape(items=0))
+    past = [writer.append("a", START_MS + i * 3_600_000, **given) for i in range(events)]
+    for event in past[-labels:] if labels else []:
+        writer.verdict(streams.label_of(event, fraud=True))
+    state = streams.state(domain=domain)
+    streams.run(state, writer.log, streams.fixed(50))
+    return state
+
+
+def moved(state: FeatureState, kind: str) -> tuple[RowPool, RowPool, np.ndarray, np.ndarray]:
+    """Packs all rows of a kind and unpacks them in another state: both pools, and the slots in each."""
+    pool, other = state.pool(kind), streams.state(domain=state.domain)
+    slots = pool.slots_of(0)
+    names = [(kind, 0, pool.identity[slot]) for slot in slots.tolist()]
+    other.admit([(kind, 0, "filler")], [b""], [None])  # so that the slots differ
+    other.admit(names, [b"key"] * len(names), state.pack(kind, slots))
+    return pool, other.pool(kind), slots, other.pool(kind).find(0, [name[2] for name in names])
+
+
+@pytest.mark.parametrize(
+    ("events", "labels", "expected"),
+    [
+        (1, 0, 0),
+        (8, 0, 0),
+        (9, 0, 1),
+        (16, 2, 1 + 4),
+        (17, 0, 2),
+        (32, 1, 2 + 4),
+        (33, 0, 3),
+        (64, 3, 3 + 4),
+        (65, 0, 3 + 8),
+        (150, 20, 3 + 4 + 8),
+        (7, 7, 0 + 4),
+    ],
+)
+def test_every_class_there_and_back(events: int, labels: int, expected: int) -> None:
+    state = state_after(events, labels, entities={"merchant": "m", "terminal": "t", "device": "d", "ip": "10.0.0.1"})
+    for kind in ("account", *state.entities):
+        pool, other, slots, places = moved(state, kind)
+        for field in pool.fields:
+            if not field.name.startswith("other_"):
+                assert pool[field.name][slots].tobytes() == other[field.name][places].tobytes(), field.name
+        packed = state.pack(kind, slots)
+        assert {row[CLASS_BYTE] for row in packed} == {expected if kind == "account" else 0}
+        assert not other.dirty[places].any()
+
+
+def test_a_label_of_an_unknown_account_makes_a_row_too() -> None:
+    writer = streams.Writer(3, Shape(items=0))
+    event = writer.append("a", START_MS)
+    writer.verdict(streams.label_of(event, fraud=True))
+    state = streams.state()
+    streams.run(state, writer.log[1:], streams.fixed(1))
+    pool, other, slots, places = moved(state, "account")
+    assert state.pack("account", slots)[0][CLASS_BYTE] == 4
+    assert all(pool[f.name][slots].tobytes() == other[f.name][places].tobytes() for f in pool.fields)
+
+
+def test_rows_of_several_classes_in_one_call() -> None:
+    state = streams.state()
+    log = streams.random_log(4, Shape(items=500, accounts=12, busy=0.4, labels=0.01))
+    streams.run(state, log, streams.fixed(50))
+    pool, other, slots, places = moved(state, "account")
+    packed = state.pack("account", slots)
+    assert len({row[CLASS_BYTE] for row in packed}) > 3
+    assert len({len(row) for row in packed}) > 3
+    assert all(pool[f.name][slots].tobytes() == other[f.name][places].tobytes() for f in pool.fields)
+
+
+@pytest.mark.parametrize("length", [1, 5, 64, 100])
+@pytest.mark.parametrize("events", [3, 20, 64, 130])
+def test_any_sequence_length(length: int, events: int) -> None:
+    state = state_after(events, domain=dataclasses.replace(DOMAIN, sequence_length=length))
+    pool, other, slots, places = moved(state, "account")
+    assert pool["steps"][slots].tobytes() == other["steps"][places].tobytes()
+
+
+def test_the_offsets_stand_first() -> None:
+    state = state_after(9, labels=2)
+    pool = state.accounts.pool
+    row = state.pack("account", pool.slots_of(0))[0]
+    assert row_offsets(row) == (int(pool["offset"][0]), int(pool["labels_offset"][0]))
+    assert row_offsets(row)[0] >= 9
+    assert row_offsets(row)[1] >= 2
+
+
+def refused(kind: str, rows: Sequence[bytes]) -> None:
+    state = streams.state()
+    slots = state.pool(kind).add(0, [str(i) for i in range(len(rows))])
+    owner = state.accounts if kind == "account" else state.entities[kind]
+    with pytest.raises(ValueError, match="not written by this version"):
+        owner.unpack(slots, rows)
+
+
+@pytest.mark.parametrize("kind", ["account", "merchant"])
+def test_foreign_bytes_are_refused(kind: str) -> None:
+    state = state_after(5, entities={"merchant": "m", "terminal": None, "device": None, "ip": None})
+    row = state.pack(kind, state.pool(kind).slots_of(0))[0]
+    for code in (16, 77, 255):
+        refused(kind, [row[:CLASS_BYTE] + bytes([code]) + row[CLASS_BYTE + 1 :]])
+    refused(kind, [row[:CLASS_BYTE] + bytes([3]) + row[CLASS_BYTE + 1 :]])
+    for length in (0, 1, 16, 17, len(row) - 1):
+        refused(kind, [row[:length]])
+    refused(kind, [row + b"\0"])
+    refused(kind, [row, row[:-1], row + b"\0"])  # wrong lengths that even out
+
+
+def test_exactly_the_horizon_is_not_idle() -> None:
+    for gap_ms, since in ((30 * DAY_MS, 0), (30 * DAY_MS + 1, 1)):
+        writer = streams.Writer(3, Shape(items=0))
+        writer.append("a", START_MS)
+        writer.append("a", START_MS + gap_ms)
+        state = streams.state()
+        streams.run(state, writer.log, streams.fixed(2))
+        assert state.accounts.pool["since"][0] == since
+
+
+def test_idle_accounts_begin_anew_but_know_their_last_ids() -> None:
+    writer = streams.Writer(3, Shape(items=0))
+    past = [writer.append("a", START_MS + i, event_id=f"e{i}") for i in range(70)]
+    writer.verdict(streams.label_of(past[0], fraud=True))
+    writer.append("a", START_MS + 69 + 30 * DAY_MS + 1)
+    repeat = writer.append("a", START_MS, event_id="e69")
+    state = streams.state()
+    output = streams.run(state, writer.log, streams.fixed(1))[0, repeat.offset]
+    assert output["duplicate"]
+    pool = state.accounts.pool
+    assert pool["since"][0] == 70
+    assert pool["folded"][0] == 71
+    assert pool["frauds"][0] == 0
+    assert pool["left"][0] == NEVER
+    assert (pool["tile_epoch"][0] == -1).all()
+    assert pool["hours"][0].sum() == pool["norm_n"][0] == 1
+    assert (pool["ring_time"][0] > NEVER).sum() == 1
+
+
+# --- small domains of a user's own
+
+
+def small_domain(**changes: Any) -> Domain:
+    plain = dataclasses.replace(
+        DOMAIN,
+        entities=(),
+        categories=(),
+        step=(Amount("amount", "amount", log=True),),
+        aggregates=(Count("count_24h", "velocity", window="24h"),),
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def test_a_domain_without_entities_and_codes() -> None:
+    writer = streams.Writer(3, Shape(items=0))
+    for i in range(100):
+        writer.append("a", START_MS + i * 60_000)
+    state = streams.state(domain=small_domain())
+    outputs = streams.run(state, writer.log, streams.fixed(30))
+    assert outputs[0, writer.log[-1].offset]["aggregates"].tolist() == [100]
+    pool, other, slots, places = moved(state, "account")
+    assert all(pool[f.name][slots].tobytes() == other[f.name][places].tobytes() for f in pool.fields)
+
+
+# --- bits and tiles
+
+
+def test_each_code_sets_one_bit_and_a_missing_one_none() -> None:
+    codes = np.array([0, 1, 2, 2**32 - 1, 2**31], np.uint32)
+    assert np.bitwise_count(code_bits(codes)).tolist() == [0, 1, 1, 1, 1]
+    numbers = np.arange(1, 20_000, dtype=np.uint32)
+    share = np.bincount(np.log2(code_bits(numbers).astype(np.float64)).astype(np.int64), minlength=64) / len(numbers)
+    assert abs(share - 1 / 64).max() < 0.1 / 64
+
+
+def test_the_youngest_tile_of_a_place_wins_among_the_others() -> None:
+    rows = EntityRows(Entity("merchant", "merchant_id", ("24h",)), 8)
+    slots = rows.pool.add(0, ["here", "p1", "p2", "p3"])
+    for slot, (epoch, count, fraud_ms) in zip(
+        slots[1:].tolist(), [(TILES * 5, 3, NEVER), (TILES * 6, 4, 70), (TILES * 6, 5, 90)], strict=True
+    ):
+        rows.pool["tile_epoch"][slot, 0, 0] = epoch
+        rows.pool["tile_count"][slot, 0, 0] = count
+        rows.pool["tile_sum"][slot, 0, 0] = 100 * count
+        rows.pool["tile_fraud"][slot, 0, 0] = 1
+        rows.pool["last_fraud"][slot] = fraud_ms
+    own, *others = rows.pack(slots)
+    copies = {0: own, **dict(enumerate(others, start=1))}
+    here = slots[:1]
+    rows.set_others(here, [copies], [0], now_ms=12)
+    assert rows.pool["other_tile_epoch"][here[0], 0, 0] == TILES * 6
+    assert rows.pool["other_tile_count"][here[0], 0, 0] == 9
+    assert rows.pool["other_tile_sum"][here[0], 0, 0] == 900
+    assert rows.pool["other_tile_fraud"][here[0], 0, 0] == 2
+    assert rows.pool["other_last_fraud"][here[0]] == 90
+    assert rows.pool["other_read_ms"][here[0]] == 12
+    rows.set_others(here, [copies], [0], now_ms=13)  # read again: replaced, not added
+    assert rows.pool["other_tile_count"][here[0], 0, 0] == 9
+    rows.set_others(here, [{0: own}], [0], now_ms=14)  # the own partial is no other
+    assert rows.pool["other_tile_count"][here[0], 0, 0] == 0
+    assert rows.pool["other_last_fraud"][here[0]] == NEVER
+
+
+def test_a_ring_holds_as_much_as_duplicates_are_told_from() -> None:
+    state = state_after(RING + 1)
+    offsets = state.accounts.pool["ring_offset"][0].tolist()
+    assert len(set(offsets)) == RING
+    assert min(offsets) > 0  # the first event has left

@@ -146,7 +146,7 @@ def export_twin(net: nn.Module, inputs: Inputs) -> bytes:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # notes of torch to its own developers
         program = torch.export.export(net, _tensors(inputs), dynamic_shapes=shapes)
-        program.example_inputs = None  # they would be the one pickle in the file
+        program.example_inputs = None  # golden.npz has them, without pickle
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
     return buffer.getvalue()

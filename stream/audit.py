@@ -181,8 +181,11 @@ class Auditor:
         sink: ScoreSink | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """`partitions`: of each topic, by name. `committed`: the group's offsets of the transactions by partition, asked for before this is made;
-        an event at or above is pending, not lost. None: nothing is pending."""
+        """`partitions`: of each topic, by name.
+
+        `committed`: the group's offsets of the transactions by partition, asked for before this is made;
+        an event at or above is pending, not lost, and its outputs may be on their way. None: all are done.
+        """
         self._reader, self._topics, self._committed = reader, topics, committed
         self._partitions = partitions
         self._sink, self._progress = sink, progress
@@ -316,7 +319,7 @@ class Auditor:
         bits = origins.bits[place]
         if bits & _ALERTED:
             self._findings.add(Problem.ALERT_TWICE, *tp, offset)
-        elif not bits & _SUSPICIOUS:
+        elif not bits & _SUSPICIOUS and self._is_done(tp.partition, offset):
             self._findings.add(Problem.ALERT_UNFOUNDED, *tp, offset)
         else:
             self._alerts += 1
@@ -365,7 +368,7 @@ class Auditor:
         bits = origins.bits[place] | _PRESENT
         origins.bits[place] = bits
         counts.events += 1
-        if bits & _SUSPICIOUS and not bits & _ALERTED:
+        if bits & _SUSPICIOUS and not bits & _ALERTED and self._is_done(partition, offset):
             self._findings.add(Problem.ALERT_MISSING, topic, partition, offset)
         if bits & _DEAD:
             counts.dead += not bits & _SCORED
@@ -383,11 +386,15 @@ class Auditor:
                 self._remember(partition, event)
         elif is_repeat:
             counts.duplicates += 1
-        elif self._committed is not None and offset >= self._committed.get(partition, 0):
+        elif not self._is_done(partition, offset):
             counts.pending += 1
         else:
             counts.lost += 1
             self._findings.add(Problem.LOST, topic, partition, offset)
+
+    def _is_done(self, partition: int, offset: int) -> bool:
+        """Whether the group has committed it, so that all its outputs must be in sight."""
+        return self._committed is None or offset < self._committed.get(partition, 0)
 
     def _is_repeat(self, partition: int, event: Mapping[str, Any]) -> bool:
         """Whether the event is one of the last distinct ones of its account."""

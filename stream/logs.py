@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import logging.config
 import sys
+from collections.abc import Mapping
 from typing import TextIO
 
 import structlog
@@ -34,7 +34,7 @@ def configure_logs(settings: LogSettings, *, stream: TextIO | None = None, **fix
     json_lines = settings.format == "json" or (settings.format == "auto" and not target.isatty())
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _adding(fixed),
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
@@ -62,5 +62,12 @@ def configure_logs(settings: LogSettings, *, stream: TextIO | None = None, **fix
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(**fixed)
+
+
+def _adding(fixed: Mapping[str, object]) -> Processor:
+    """Not context variables: those are per thread, and clients' threads log too."""
+
+    def add(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        return {**fixed, **event}
+
+    return add

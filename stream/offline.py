@@ -67,7 +67,7 @@ class HistoryReplay:
         accounts: int = 262_144,
     ) -> None:
         """`labels`: which verdicts become known, each before the first event that is not earlier; or a record."""
-        self._domain, self._batch_events, self._now_ms = domain, batch_events, 0
+        self._domain, self._batch_events = domain, batch_events
         self._columns = ColumnBuilder(domain, money)
         self._recorded = labels if isinstance(labels, RecordedLabels) else None
         self._verdicts: Verdicts = labels if not isinstance(labels, RecordedLabels) else "none"
@@ -77,7 +77,7 @@ class HistoryReplay:
         self._labels_seen = [0] * partitions
         self.state = FeatureState(domain, accounts=accounts, entities=accounts, use_others=partitions > 1)
         store = MemoryStore("offline", domain.spec_id)
-        self._keeper = RowKeeper(self.state, store, metrics, share_entities=partitions > 1)
+        self._keeper = RowKeeper(self.state, store, metrics, share_entities=False)
 
     def run(self, batches: Iterable[HistoryBatch]) -> Iterator[Replayed]:
         """The history's events in its order, cut where labels are folded and at `batch_events`."""
@@ -176,10 +176,18 @@ class HistoryReplay:
             self._keeper.load(batch, {partition.number: partition.checkpoint for partition in self._partitions})
 
     def _share_entities(self, batch: EventBatch) -> None:
-        """Other partitions' entity values as of the last batch: as fresh as a running worker could have them."""
-        self._flush()
-        self._now_ms += 1
-        self._keeper.refresh_others(batch, self._now_ms, 1)
+        """Other partitions' entity values as they are now: fresher than a running worker could have them."""
+        for kind, rows in self.state.entities.items():
+            slots = self.state.entity_slots(kind, batch)
+            own = rows.pool.partition_of(slots).tolist()
+            identities = [rows.pool.identity[slot] for slot in slots.tolist()]
+            copies: list[dict[int, bytes]] = [{} for _ in identities]
+            for number in range(len(self._partitions)):
+                found = rows.pool.find(number, identities)
+                present = np.flatnonzero(found >= 0)
+                for place, row in zip(present.tolist(), rows.pack(found[present]), strict=True):
+                    copies[place][number] = row
+            rows.set_others(slots, copies, own, 0)
 
     def _flush(self) -> None:
         for partition in self._partitions:

@@ -55,8 +55,12 @@ class Publisher:
     events by these times, so a label must be later than the events before it and not later than those behind.
     """
 
-    def __init__(self, producer: PlainProducer, topics: TopicSettings, clock: Clock) -> None:
+    def __init__(
+        self, producer: PlainProducer, topics: TopicSettings, clock: Clock, *, with_source_time: bool = True
+    ) -> None:
+        """Without a source time, an event takes no part in what is known of latency."""
         self._producer, self._topics, self._clock = producer, topics, clock
+        self._with_source_time = with_source_time
         self._last_ms = 0
         self.published = Published()
         self._started = clock.monotonic()
@@ -64,8 +68,8 @@ class Publisher:
     def event(self, key: bytes, value: bytes | None, *, due_ms: int | None = None, event_ms: int = 0) -> None:
         """`due_ms`: when the source had the event ready, if not now. Blocks while the client's buffer is full."""
         self._last_ms = max(self._last_ms, self._clock.now_ms())
-        header = source_header(self._last_ms if due_ms is None else due_ms)
-        self._producer.produce(self._topics.transactions, value, key=key, headers=[header], timestamp_ms=self._last_ms)
+        headers = [source_header(self._last_ms if due_ms is None else due_ms)] if self._with_source_time else []
+        self._producer.produce(self._topics.transactions, value, key=key, headers=headers, timestamp_ms=self._last_ms)
         self.published.events += 1
         self.published.event_ms = event_ms
 

@@ -1,4 +1,5 @@
-"""Servers shared by the tests of one pytest process; under pytest-xdist every process starts its own.
+"""Servers shared by the tests of one pytest process; under pytest-xdist every process starts its own
+(`--dist loadfile` keeps a file, and so its servers, on one process).
 
 A missing server skips the test and says what to install; with CI set in the environment it fails.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,9 @@ import typer
 from stream.audit import MEANINGS, Auditor, AuditReport
 from stream.cli.context import JsonOption, coloured, end_with, print_json, print_table
 from stream.cli.progress import Steps
+
+# A commit shows in the group's offsets a moment before it does in the outputs.
+_SETTLE_S = 0.3
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -53,6 +57,7 @@ def audit(
         transactions = settings.topics.transactions
         partitions = [TopicPartition(transactions, number) for number in range(counts[transactions])]
         committed = admin.last_committed(settings.kafka.group, partitions)
+        time.sleep(_SETTLE_S)
         sink = None
         if out is not None:
             from stream.cli.score_table import ScoreTable

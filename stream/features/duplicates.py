@@ -30,7 +30,6 @@ def find_duplicates(
     repeat = (slots[order][1:] == slots[order][:-1]) & (event_hash[order][1:] == event_hash[order][:-1])
     suspects = ~included & match.any(axis=1)
     suspects[order[1:][repeat]] = True
-    suspects[order[:-1][repeat]] = True
     for slot in np.unique(slots[suspects & ~included]).tolist():
         _one_by_one(pool, slot, np.flatnonzero((slots == slot) & ~included), event_hash, duplicate)
     return duplicate, included

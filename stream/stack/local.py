@@ -14,7 +14,7 @@ from stream.errors import ConfigError, UnavailableError
 from stream.stack.cache import cache_folder, exclusive
 from stream.stack.kafka import ApacheKafka, EmbeddedKafka
 from stream.stack.process import LocalServer, ProcessId, is_free, process_id, terminate
-from stream.stack.redis import EmbeddedRedis, RedisServer
+from stream.stack.redis import EmbeddedRedis, RedisLike, RedisServer
 
 KAFKA_KINDS: Mapping[str, type[LocalServer]] = {"apache": ApacheKafka, "embedded": EmbeddedKafka}
 REDIS_KINDS: Mapping[str, type[LocalServer]] = {"server": RedisServer, "embedded": EmbeddedRedis}
@@ -137,6 +137,8 @@ class LocalStack:
     def _launch(self, role: str, kind: str, record: ServerRecord | None) -> LocalServer:
         # Another kind has data of its own, and so a folder of its own.
         server = _KINDS[role][kind](self.folder / f"{role}-{kind}", detached=True)
+        if isinstance(server, RedisLike):
+            server.append_only = True  # or a server that died would come back empty
         if record is not None and record.kind == kind and all(map(is_free, record.ports.values())):
             server.ports.update(record.ports)
         server.launch()

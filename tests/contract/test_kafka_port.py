@@ -47,8 +47,8 @@ EMBEDDED_GAPS = {
 @pytest.fixture(
     params=[
         "memory",
-        pytest.param("apache", marks=[pytest.mark.kafka, pytest.mark.xdist_group("apache-kafka")]),
-        pytest.param("embedded", marks=[pytest.mark.embedded, pytest.mark.xdist_group("embedded-kafka")]),
+        pytest.param("apache", marks=pytest.mark.kafka),
+        pytest.param("embedded", marks=pytest.mark.embedded),
     ]
 )
 def cluster(request: pytest.FixtureRequest, unique: str) -> Iterator[Cluster]:

@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kafka.errors import KafkaTimeoutError
+from kafka.future import Future
 
 from stream.errors import FatalError, NotAuthorisedError, TurnAborted, UnavailableError
 from stream.kafka.kafka_python import KafkaPythonClient
+from stream.kafka.kafka_python.producer import KafkaPythonProducer
 from stream.kafka.port import TopicPartition
 from stream.stack import ApacheKafka
 from stream.stack.process import HOST, free_port
 from tests.conftest import require
 from tests.contract.kafka_clusters import RealCluster, Recorder, begun, joined, read, until, values, write
 
-pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("apache-kafka")]
+pytestmark = pytest.mark.kafka
 
 
 @pytest.fixture
@@ -34,16 +37,42 @@ def test_a_record_that_the_topic_refuses_is_never_lost_in_silence(cluster: RealC
     producer = begun(client, "tx-" + topic)
     producer.produce(topic, b"small")
     producer.produce(topic, b"x" * 5_000)
-    with pytest.raises(FatalError, match="max.message.bytes"):
+    with pytest.raises(FatalError, match=r"max\.message\.bytes"):
         producer.commit()
     producer.abort()
     plain = client.plain_producer()
     plain.produce(topic, b"x" * 5_000)
-    with pytest.raises(FatalError, match="max.message.bytes"):
+    with pytest.raises(FatalError, match=r"max\.message\.bytes"):
         plain.flush()
     reader = client.reader()
     reader.assign({TopicPartition(topic, 0): 0})
     assert reader.poll(10, 300) == {}
+
+
+def test_an_undelivered_record_that_the_vendor_forgives_aborts_the_turn(
+    cluster: RealCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic()
+    producer = client.producer("tx-" + topic)
+    assert isinstance(producer, KafkaPythonProducer)
+    producer.init_transactions()
+    producer.begin()
+    producer.produce(topic, b"delivered")
+    # A batch that expires fails its futures and leaves the vendor's transaction as it was.
+    expired = Future().failure(KafkaTimeoutError("expired"))
+    with monkeypatch.context() as patched:
+        patched.setattr(producer._vendor, "send", lambda *_: expired)
+        producer.produce(topic, b"expired")
+    with pytest.raises(TurnAborted, match="expired"):
+        producer.commit()
+    producer.abort()
+    producer.begin()
+    producer.produce(topic, b"again")
+    producer.commit()
+    reader = client.reader()
+    reader.assign({TopicPartition(topic, 0): 0})
+    assert values(read(reader, 1)) == [b"again"]
 
 
 def test_short_polls_do_not_make_the_group_rebalance_again(cluster: RealCluster) -> None:
@@ -53,7 +82,8 @@ def test_short_polls_do_not_make_the_group_rebalance_again(cluster: RealCluster)
     for member, recorder in zip(members, heard, strict=True):
         member.subscribe([topic], recorder)
         until(lambda recorder=recorder: bool(recorder.events), *members)  # type: ignore[misc]
-    until(lambda: sum(len(member.assignment()) for member in members) == 4, *members)
+    until(lambda: all(recorder.kinds()[-1] == "assigned" for recorder in heard), *members)
+    assert sum(len(member.assignment()) for member in members) == 4
     settled = [len(recorder.events) for recorder in heard]
     quiet_until = time.monotonic() + 2
     while time.monotonic() < quiet_until:

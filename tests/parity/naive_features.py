@@ -157,12 +157,12 @@ class NaiveFeatures:
                 shared.events.append((clock, max(event.amount_minor, 0)))
         return outcome
 
-    def label(self, label: Label) -> int:
-        """+1 a fraud became known, -1 one was taken back, 0 genuine confirmed or nothing new."""
+    def label(self, label: Label) -> int | None:
+        """+1 a fraud became known, -1 one was taken back, 0 found genuine, None nothing new."""
         account = self.accounts.setdefault((label.partition, label.account), Account())
         earlier = [fraud for event_id, fraud in account.verdicts[-VERDICTS:] if event_id == label.event_id]
         if earlier and earlier[-1] == label.fraud:
-            return 0
+            return None
         account.verdicts.append((label.event_id, label.fraud))
         change = int(label.fraud) - int(bool(earlier and earlier[-1]))
         account.frauds += change

@@ -84,9 +84,11 @@ def test_equals_the_twin_over_two_partitions(seed: int) -> None:
     compare(streams.random_log(seed, Shape(items=300, partitions=2)), streams.varied(seed))
 
 
-@pytest.mark.parametrize(("seed", "pace_ms", "late"), [(1, 20_000, 0.0), (2, 3 * HOUR_MS, 0.0), (3, 6 * HOUR_MS, 0.08)])
+@pytest.mark.parametrize(
+    ("seed", "pace_ms", "late"), [(1, 20_000, 0.0), (2, 3 * HOUR_MS, 0.0), (3, 6 * HOUR_MS, 0.08), (4, 180_000, 0.1)]
+)
 def test_beyond_64_events_within_one_tile(seed: int, pace_ms: int, late: float) -> None:
-    shape = Shape(items=450, accounts=2, busy=0.7, pace_ms=pace_ms, merchants=40, late=late, labels=0.05, idle=0.001)
+    shape = Shape(items=380, accounts=2, busy=0.7, pace_ms=pace_ms, merchants=40, late=late, labels=0.05, idle=0.001)
     outcomes = compare(streams.random_log(seed, shape), streams.varied(seed))
     assert sum(o.saturated for o in outcomes) > 50
     assert any(isinstance(value, Bounds) and value.low < value.high for o in outcomes for value in o.aggregates)
@@ -130,6 +132,25 @@ def test_equals_the_twin_at_the_edges(moves: list[tuple[Any, ...]], size: int) -
     compare(log_of(moves), streams.fixed(size))
 
 
+def test_what_a_label_did_equals_the_twin() -> None:
+    log = streams.random_log(4, Shape(items=250, labels=0.5))
+    state, twin, seen = streams.state(), NaiveFeatures(DOMAIN), []
+    for items in streams.cut(log, streams.varied(2, 20)):
+        streams.admit_new(state, items)
+        if isinstance(items[0], Event):
+            streams.fold(state, items, {})
+            for item in items:
+                twin.event(item)
+            continue
+        outcome = state.fold_labels(streams.label_batch(items))
+        expected = [twin.label(item) for item in items]
+        assert outcome.duplicate.tolist() == [change is None for change in expected]
+        assert outcome.change.tolist() == [change or 0 for change in expected]
+        assert not outcome.included.any()
+        seen += expected
+    assert {seen.count(change) > 2 for change in (1, -1, 0, None)} == {True}
+
+
 def test_the_comparison_can_fail() -> None:
     log = streams.random_log(5, Shape(items=40, accounts=2))
     fast = streams.run(streams.state(), log, streams.fixed(7))
@@ -168,7 +189,7 @@ CUTS: dict[str, Callable[[], streams.Iterator[int]]] = {
 
 @pytest.fixture(scope="module")
 def long_log() -> list[Item]:
-    return streams.random_log(21, Shape(items=900, accounts=9, partitions=3, busy=0.35, labels=0.03, merchants=20))
+    return streams.random_log(21, Shape(items=700, accounts=9, partitions=3, busy=0.35, labels=0.03, merchants=20))
 
 
 @pytest.fixture(scope="module")

@@ -267,6 +267,21 @@ def test_an_event_that_is_not_committed_yet_is_pending_and_not_lost() -> None:
     assert (lost.total("pending"), lost.total("lost")) == (0, 1)
 
 
+def test_outputs_of_what_is_not_committed_yet_may_still_be_on_their_way() -> None:
+    run = honest()
+    place = places(run, TOPICS.alerts)[-1]
+    origin_of_it = run.outputs[place][2]["origin"]
+    score = next(p for p in places(run, TOPICS.scores) if run.outputs[p][2]["origin"] == origin_of_it)
+    ends = {n: run.broker.log(TopicPartition(TOPICS.transactions, n)).next_offset for n in range(PARTITIONS)}
+    committed = {**ends, origin_of_it["partition"]: origin_of_it["offset"]}
+    for missing in (place, score):
+        partial = honest()
+        del partial.outputs[missing]
+        partial.publish()
+        assert partial.audit(committed).findings.counts == {}
+        assert partial.audit(ends).findings.counts != {}
+
+
 def test_a_repeat_may_be_scored_again_where_the_score_says_that_history_was_missing() -> None:
     run = honest(50)
     score_a_duplicate(run)

@@ -148,6 +148,16 @@ def test_labels_known_too_late_change_nothing() -> None:
     assert parameters(train(dataset, options)).tobytes() != expected.tobytes()
 
 
+def test_no_event_is_in_both_parts_when_labels_are_known_at_once() -> None:
+    dataset = planted(8, 400)
+    dataset.time_ms[:] = START_MS + np.arange(400) // 40 * DAY_MS
+    dataset.known_ms[:] = dataset.time_ms
+    dataset.label[::3] = FRAUD
+    parts = split(dataset, START_MS + 30 * DAY_MS, 0, 0.25)
+    assert len(parts.train) + len(parts.validation) == 400
+    assert dataset.time_ms[parts.train].max() < parts.validation_from_ms == dataset.time_ms[parts.validation].min()
+
+
 def test_quickly_known_labels_of_young_events_stay_out() -> None:
     dataset = planted(8, 400)
     dataset.known_ms[:] = dataset.time_ms
@@ -416,7 +426,9 @@ def test_torchscript_and_torch_export_are_the_same_function() -> None:
     trained, domain = quick_model()
     inputs = golden_inputs(trained.samples)
     program = LoadedProgram(script(trained.net, inputs))
-    twin = torch.export.load(io.BytesIO(export_twin(trained.net, inputs))).module()
+    exported = torch.export.load(io.BytesIO(export_twin(trained.net, inputs)))
+    assert exported.example_inputs is None
+    twin = exported.module()
     for batch in (inputs, *(random_batch(size, size, domain) for size in (1, 2, 33))):
         expected = program.run(*batch)
         assert set(expected) == set(OUTPUTS)

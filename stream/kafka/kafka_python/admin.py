@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import kafka.errors as vendor
 from kafka import KafkaProducer
@@ -15,6 +17,7 @@ from stream.kafka.kafka_python.connection import admin_options, common_options
 from stream.kafka.kafka_python.errors import translated, translating
 from stream.kafka.port import CommittedOffset, TopicDescription, TopicPartition
 
+_ASK_AGAIN_S = 0.1
 _CLOSE_TIMEOUT_S = 5.0
 
 
@@ -70,13 +73,24 @@ class KafkaPythonAdmin:
         """An OffsetFetch without `require_stable`: the offsets before any pending transaction."""
         wanted = [VendorPartition(*partition) for partition in partitions]
         with translating(f"reading the offsets of group {group}"):
-            answer = self._vendor.list_group_offsets({group: wanted})[group]
+            answer = self._patiently(lambda: self._vendor.list_group_offsets({group: wanted})[group])
         # A partition without a committed offset is answered with -1.
         return {
             TopicPartition(*partition): CommittedOffset(entry.offset, entry.metadata or "")
             for partition, entry in answer.items()
             if entry.offset >= 0
         }
+
+    def _patiently(self, ask: Callable[[], Any]) -> Any:
+        """Asks again while the answer is 'not now': a new cluster has no coordinator for a second or so."""
+        deadline = time.monotonic() + self._settings.request_timeout_ms / 1000
+        while True:
+            try:
+                return ask()
+            except vendor.RetriableError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_ASK_AGAIN_S)
 
     def fence(self, transactional_id: str) -> None:
         doing = f"fencing the transactional id {transactional_id}"

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from stream.config import KafkaSettings
 from stream.kafka.kafka_python.admin import KafkaPythonAdmin
-from stream.kafka.kafka_python.connection import KnownTopics, quieten_vendor_log
+from stream.kafka.kafka_python.connection import KnownTopics
 from stream.kafka.kafka_python.consumer import KafkaPythonConsumer, KafkaPythonReader
 from stream.kafka.kafka_python.producer import KafkaPythonPlainProducer, KafkaPythonProducer
+from stream.kafka.kafka_python.vendor_log import quieten_vendor_log
 
 
 class KafkaPythonClient:

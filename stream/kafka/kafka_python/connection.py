@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import kafka.errors as vendor
+from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
 
 from stream.config import KafkaSettings
 from stream.errors import TopicError
 
 # A topic that was created a moment ago may not have reached every broker's metadata yet.
 _TOPIC_GRACE_S = 3.0
+
+
+class _Manager(KafkaConnectionManager):  # type: ignore[misc]  # the vendor has no types
+    """Lets a refused login be known as such: the vendor goes on trying, and reports a timeout in the end."""
+
+    async def _connect(self, node: Any, conn: Any, *arguments: Any, **options: Any) -> None:
+        await super()._connect(node, conn, *arguments, **options)
+        error = conn._init_future.exception
+        if isinstance(error, (vendor.SaslAuthenticationFailedError, vendor.UnsupportedSaslMechanismError)):
+            self._auth_failures[node.node_id] = error
+
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        transport = await super()._build_transport(node, timeout_at=timeout_at)
+        # What a broker says just before it closes is dropped by the vendor: here, why it refuses the login.
+        receive = transport._sock_recv
+
+        def data_before_error() -> tuple[bytes, Exception | None]:
+            data, error = receive()
+            # The next read meets the closed socket again.
+            return data, None if data else error
+
+        transport._sock_recv = data_before_error
+        return transport
+
+
+class _Client(KafkaNetClient):  # type: ignore[misc]
+    """The vendor's network client with the manager above."""
+
+    def __init__(self, **options: Any) -> None:
+        net = NetworkSelector(**options)
+        super().__init__(net=net, manager=_Manager(net, **options))
 
 
 def common_options(settings: KafkaSettings) -> dict[str, Any]:
@@ -28,6 +63,7 @@ def common_options(settings: KafkaSettings) -> dict[str, Any]:
         "reconnect_backoff_max_ms": 1_000,
         "security_protocol": settings.security_protocol,
         "metrics_enabled": False,
+        "kafka_client": _Client,
     }
     if settings.security_protocol.startswith("SASL"):
         options["sasl_mechanism"] = settings.sasl_mechanism
@@ -49,13 +85,6 @@ def admin_options(settings: KafkaSettings) -> dict[str, Any]:
     options = common_options(settings)
     del options["metrics_enabled"]
     return options
-
-
-def quieten_vendor_log() -> None:
-    """Keeps kafka-python below WARNING silent: at DEBUG it writes keys and values of every record."""
-    logger = logging.getLogger("kafka")
-    if logger.level < logging.WARNING:
-        logger.setLevel(logging.WARNING)
 
 
 class KnownTopics:

@@ -12,7 +12,6 @@ heartbeats would stop. The engine's listener runs on the caller's thread instead
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -30,6 +29,7 @@ from stream.config import KafkaSettings
 from stream.errors import FencedError, PartitionLostError, UnavailableError
 from stream.kafka.kafka_python.connection import KnownTopics, admin_options, common_options
 from stream.kafka.kafka_python.errors import translated, translating
+from stream.kafka.kafka_python.vendor_log import OnCallersThread
 from stream.kafka.port import CommittedOffset, RebalanceListener, Record, TopicPartition
 
 _MAX_PARTITION_FETCH_BYTES = 1_048_576
@@ -38,23 +38,6 @@ _MAX_PARTITION_FETCH_BYTES = 1_048_576
 _BROKER_ABORT_SCAN_MS = 10_000
 
 _Records = Mapping[TopicPartition, Sequence[Record]]
-
-
-class _OnCallersThread(Exception):
-    """Raised in the vendor's callback: the revocation must first run on the caller's thread."""
-
-
-class _DropExpected(logging.Filter):
-    """Drops what kafka-python logs as errors and is none: our own refusal, and what a close cancels."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        is_refusal = record.exc_info is not None and record.exc_info[0] is _OnCallersThread
-        is_cancelled = any(isinstance(argument, vendor.Cancelled) for argument in record.args or ())
-        return not is_refusal and not is_cancelled
-
-
-for _name_of_logger in ("kafka.coordinator.consumer", "kafka.cluster"):
-    logging.getLogger(_name_of_logger).addFilter(_DropExpected())
 
 
 class _JoinInFlight:
@@ -106,7 +89,7 @@ class _Notes(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_revoked(self, revoked: Iterable[VendorPartition]) -> None:
         if revoked and not self.revocation_done:
-            raise _OnCallersThread
+            raise OnCallersThread
 
     def on_partitions_lost(self, lost: Iterable[VendorPartition]) -> None:
         # Lost between our flush and the join: nothing is held any more.
@@ -204,13 +187,13 @@ class KafkaPythonConsumer(_Partitions):
     def poll(self, max_records: int, timeout_ms: int) -> _Records:
         deadline = time.monotonic() + timeout_ms / 1000
         while True:
-            remaining_ms = max(0, int((deadline - time.monotonic()) * 1000))
-            records = self._vendor_poll(max_records, remaining_ms)
+            records = self._vendor_poll(max_records, timeout_ms)
             if self._notes.lost is not None or self._notes.assigned is not None:
                 self._rewind(records)
                 self._run_listener()
                 records = {}
-            if records or remaining_ms == 0:
+            timeout_ms = int((deadline - time.monotonic()) * 1000)
+            if records or timeout_ms <= 0:
                 return records
 
     def _vendor_poll(self, max_records: int, timeout_ms: int) -> _Records:
@@ -222,7 +205,7 @@ class KafkaPythonConsumer(_Partitions):
             self._run_listener()
             self._start_at_first_offset()
         except vendor.KafkaError as error:
-            if not isinstance(error.__cause__, _OnCallersThread):
+            if not isinstance(error.__cause__, OnCallersThread):
                 raise translated(error, "polling") from error
             self._notes.revocation_done = True
             self._listening().on_revoked(_own(sorted(self._vendor.assignment())))

@@ -128,13 +128,22 @@ class _Producing:
     def _deliver(self, timeout_ms: int, doing: str) -> None:
         """Blocks until every record is acknowledged; raises for the first that was not."""
         try:
-            self._vendor.flush(timeout_ms / 1000)
+            self._flush(time.monotonic() + timeout_ms / 1000)
             futures, self._futures = self._futures, []
             for future in futures:
                 if future.exception is not None:
                     raise future.exception
         except vendor.KafkaError as error:
             raise self._failure(error, doing) from error
+
+    def _flush(self, deadline: float) -> None:
+        while True:
+            try:
+                self._vendor.flush(max(0.0, deadline - time.monotonic()))
+                return
+            except vendor.UnknownError:
+                # A batch was too large for its topic and has been split: its parts are under way.
+                time.sleep(0.001)
 
     def _check_topics(self) -> None:
         """TopicError if a topic that was written to is gone: then waiting will not help."""

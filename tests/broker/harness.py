@@ -1,0 +1,402 @@
+"""Worker processes on real servers. Each test has topics, a group, a namespace and workers of its own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from kafka import IsolationLevel
+from kafka import TopicPartition as VendorPartition
+from kafka.admin import KafkaAdminClient, OffsetSpec
+from kafka.structs import OffsetAndMetadata
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from stream import app
+from stream.clock import SystemClock
+from stream.config import load_settings
+from stream.events.moments import moment_text
+from stream.kafka.kafka_python import KafkaPythonClient
+from stream.kafka.memory import MemoryBroker, MemoryKafka
+from stream.kafka.port import CommittedOffset, Headers, KafkaClient, Record, TopicPartition
+from stream.metrics import Metrics
+from stream.stack import ApacheKafka, LocalServer, RedisServer
+from stream.state.memory import MemoryStore
+from stream.state.redis import RedisStore
+from stream.topics import create_topics, plan_topics
+
+PATIENCE_S = 90.0
+START_MS = 1_767_225_600_000
+SESSION_TIMEOUT_S = 6.0
+_ENVELOPE = frozenset({"scored_at", "entity_view_age_ms"})
+"""Fields of a score that tell when it was made, and so differ between two runs."""
+
+_SETTINGS: Mapping[str, object] = {
+    "kafka.session_timeout_ms": int(SESSION_TIMEOUT_S * 1000),
+    "kafka.heartbeat_interval_ms": 1_000,
+    "log.format": "json",
+}
+
+
+def until(done: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S, every_s: float = 0.05) -> float:
+    """Waits until the condition holds; returns the seconds it took. Fails the test when it never does."""
+    started = time.monotonic()
+    while not done():
+        assert time.monotonic() - started < timeout_s, f"not within {timeout_s:.0f} s: {what}"
+        time.sleep(every_s)
+    return time.monotonic() - started
+
+
+class Message(NamedTuple):
+    """Something to publish. `partition` None: by key."""
+
+    value: bytes | None
+    key: bytes | None = None
+    headers: Headers = ()
+    partition: int | None = None
+
+
+def payments(count: int, *, seed: int = 0, accounts: int = 40) -> Iterator[dict[str, Any]]:
+    """Events in order of time, a second apart; a few merchants and devices are shared by the accounts."""
+    generator = random.Random(seed)
+    for number in range(count):
+        account = generator.randrange(accounts)
+        yield {
+            "event_id": f"e{seed}-{number:06d}",
+            "account_id": f"a{account}",
+            "timestamp": moment_text(START_MS + 86_400_000 * seed + 1_000 * number),
+            "amount": round(generator.lognormvariate(3, 1), 2),
+            "currency": "USD",
+            "merchant_id": f"m{generator.randrange(12)}",
+            "mcc": generator.choice(["5411", "5812", "5999"]),
+            "country": "US",
+            "channel": "pos",
+            "device_id": f"d{account % 7}",
+        }
+
+
+def message_of(event: Mapping[str, Any], headers: Headers = ()) -> Message:
+    return Message(json.dumps(event).encode(), event["account_id"].encode(), headers)
+
+
+def messages_of(events: Iterable[Mapping[str, Any]]) -> list[Message]:
+    return [message_of(event) for event in events]
+
+
+def label_of(event: Mapping[str, Any], *, fraud: bool = True) -> dict[str, Any]:
+    """The label message of a payment."""
+    repeated = ("event_id", "account_id", "timestamp", "amount", "currency", "merchant_id", "device_id")
+    verdict = {"fraud": fraud, "labelled_at": event["timestamp"], "source": "chargeback"}
+    return {name: event[name] for name in repeated} | verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A committed output message, decoded."""
+
+    record: Record
+    content: dict[str, Any] = field(repr=False)
+
+    @property
+    def origin(self) -> tuple[str, int, int]:
+        origin = self.content["origin"]
+        return origin["topic"], origin["partition"], origin["offset"]
+
+
+class WorkerProcess(LocalServer):
+    """`riskstream run` as a child that dies with this process. `start` waits for its first log line."""
+
+    kind: ClassVar[str] = "worker"
+    port_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, data: Path, environment: Mapping[str, str], program: Sequence[str | Path]) -> None:
+        super().__init__(data)
+        self._environment = environment
+        self._program = program
+
+    def _command(self) -> Sequence[str | Path]:
+        variables = [f"{name}={value}" for name, value in self._environment.items()]
+        return ["/usr/bin/env", *variables, sys.executable, *self._program, "run"]
+
+    @property
+    def address(self) -> str:
+        (port,) = [line["http_port"] for line in self.logs("started")]
+        return f"http://127.0.0.1:{port}"
+
+    def answers(self) -> bool:
+        return bool(self.logs("started"))
+
+    def output(self) -> str:
+        """Everything that this start has written."""
+        return self._last_output()
+
+    def logs(self, message: str | None = None) -> list[dict[str, Any]]:
+        """The JSON log lines of this start, or those with this message."""
+        lines = [json.loads(line) for line in self.output().splitlines() if line.startswith("{") and line[-1] == "}"]
+        return [line for line in lines if message in (None, line["message"])]
+
+    def send(self, number: signal.Signals) -> None:
+        process = self.process
+        assert process is not None, self.output()
+        os.kill(process.pid, number)
+
+    def wait_exit(self, timeout_s: float = PATIENCE_S) -> int:
+        """The exit code, once the process has ended by itself or by a signal sent before."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
+    def terminate(self, timeout_s: float = PATIENCE_S) -> int:
+        """SIGTERM; the exit code."""
+        self.send(signal.SIGTERM)
+        return self.wait_exit(timeout_s)
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of an HTTP request; (0, "") when nobody listens."""
+        try:
+            with urllib.request.urlopen(self.address + path, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def is_ready(self) -> bool:
+        return self.process is not None and self.get("/readyz")[0] == 200
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of this name that have these labels."""
+        status, text = self.get("/metrics")
+        assert status == 200
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+
+class Deployment:
+    """One test's corner of the servers: topics, group, namespace, workers. Close it when done."""
+
+    def __init__(
+        self, kafka: ApacheKafka, redis: RedisServer, name: str, folder: Path, *, partitions: int = 4, **settings: object
+    ) -> None:
+        """`settings`: dotted names with `__` for the dot, on top of the tests' own."""
+        topics = {f"topics.{field}": f"{name}.{field}" for field in ("transactions", "labels", "scores", "alerts")}
+        topics["topics.dead_letters"] = f"{name}.dlq"
+        self._overrides: dict[str, object] = {
+            **_SETTINGS,
+            **topics,
+            "kafka.bootstrap_servers": kafka.bootstrap,
+            "kafka.group": name,
+            "redis.url": redis.url,
+            **_dotted(settings),
+        }
+        self.partitions = partitions
+        self.settings = load_settings(None, {}, self._overrides).settings
+        self.topics = self.settings.topics
+        self.client = KafkaPythonClient(self.settings.kafka)
+        self.domain = app.load_domain(self.settings)
+        self.store = RedisStore(self.settings.redis, self.settings.state_namespace, self.domain.spec_id)
+        self.workers: list[WorkerProcess] = []
+        self._folder = folder
+        self._numbers = itertools.count()
+        self._producer = self.client.plain_producer()
+        self._admin = self.client.admin()
+        self._vendor = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+        self._reader = self.client.reader()
+
+    def create_topics(self) -> Deployment:
+        create_topics(self._admin, plan_topics(self.settings, partitions=self.partitions))
+        return self
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+        for part in (self._producer, self._admin, self._vendor, self._reader, self.store):
+            part.close()
+
+    # --- workers
+
+    def environment(self, **settings: object) -> dict[str, str]:
+        """The settings as environment variables."""
+        given = {**self._overrides, **_dotted(settings)}
+        return {f"RISKSTREAM_{name.replace('.', '__').upper()}": str(value) for name, value in given.items()}
+
+    def worker(self, worker_id: str = "w0", program: Sequence[str | Path] = (), **settings: object) -> WorkerProcess:
+        """A worker that does not run yet. `program`: the script instead of `-m stream.cli`."""
+        variables = self.environment(kafka__worker_id=worker_id, **settings)
+        folder = self._folder / f"{worker_id}-{next(self._numbers)}"
+        made = WorkerProcess(folder, variables, program or ("-m", "stream.cli"))
+        self.workers.append(made)
+        return made
+
+    def started(self, *workers: WorkerProcess, ready: bool = True) -> None:
+        """Starts workers side by side; `ready` waits until every one has partitions that run."""
+        for worker in workers:
+            worker.launch()
+        for worker in workers:
+            worker.wait_ready(PATIENCE_S)
+        if ready:
+            until(lambda: all(worker.is_ready() for worker in workers), "the workers are ready")
+
+    # --- messages
+
+    def publish(self, messages: Iterable[Message], topic: str | None = None) -> None:
+        """Publishes to the transactions topic, or another one, and waits for the acknowledgements."""
+        for message in messages:
+            self._producer.produce(
+                topic or self.topics.transactions,
+                message.value,
+                key=message.key,
+                headers=message.headers,
+                partition=message.partition,
+            )
+        self._producer.flush()
+
+    def publish_labels(self, events: Iterable[Mapping[str, Any]]) -> None:
+        self.publish(messages_of(label_of(event) for event in events), self.topics.labels)
+
+    def ends(self, topic: str) -> dict[TopicPartition, int]:
+        """The first offset of each partition that committed readers cannot have yet."""
+        return {tp: self._reader.end_offset(tp) for tp in self._all(topic)}
+
+    def uncommitted_ends(self, topic: str) -> dict[TopicPartition, int]:
+        """The same for readers that see open transactions too."""
+        wanted = {VendorPartition(*tp): OffsetSpec.LATEST for tp in self._all(topic)}
+        found = self._vendor.list_partition_offsets(wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED)
+        return {TopicPartition(*tp): entry.offset for tp, entry in found.items()}
+
+    def committed(self) -> dict[TopicPartition, CommittedOffset]:
+        """The group's offsets of both inputs, without waiting for open transactions."""
+        inputs = [*self._all(self.topics.transactions), *self._all(self.topics.labels)]
+        return dict(self._admin.last_committed(self.settings.kafka.group, inputs))
+
+    def move_offsets(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """What an operator's tool does: sets the group's offsets while nobody is in it."""
+        moved = {VendorPartition(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()}
+        self._vendor.alter_group_offsets(self.settings.kafka.group, moved)
+
+    def members(self) -> set[str]:
+        """Worker ids of the group's members."""
+        group = self.settings.kafka.group
+        return {member["group_instance_id"] for member in self._vendor.describe_groups([group])[group]["members"]}
+
+    def is_done(self) -> bool:
+        """Whether everything published has been committed by the group."""
+        committed = self.committed()
+        ends = self.ends(self.topics.transactions) | self.ends(self.topics.labels)
+        return all(end == 0 or (tp in committed and committed[tp].offset >= end) for tp, end in ends.items())
+
+    def wait_done(self, timeout_s: float = PATIENCE_S) -> float:
+        return until(self.is_done, f"the group has done everything; {[w.output()[-400:] for w in self.workers]}", timeout_s)
+
+    def read(self, topic: str) -> list[Record]:
+        """Every committed record, in offset order per partition."""
+        ends = self.ends(topic)
+        self._reader.assign(dict.fromkeys(ends, 0))
+        records: list[Record] = []
+        started = time.monotonic()
+        while any(self._reader.position(tp) < end for tp, end in ends.items()):
+            assert time.monotonic() - started < PATIENCE_S, f"{topic} cannot be read to its end"
+            for batch in self._reader.poll(2_000, 100).values():
+                records.extend(batch)
+        return records
+
+    def scores(self) -> list[Output]:
+        return self._outputs(self.topics.scores)
+
+    def alerts(self) -> list[Output]:
+        return self._outputs(self.topics.alerts)
+
+    def dead_letters(self) -> list[Output]:
+        return self._outputs(self.topics.dead_letters)
+
+    def check_exactly_once(self, *, duplicates: int = 0) -> list[Output]:
+        """Every input message has one score or one dead letter, but for so many duplicates. Returns the scores."""
+        scores = self.scores()
+        seen = Counter(output.origin for output in [*scores, *self.dead_letters()])
+        inputs = {(r.topic, r.partition, r.offset) for t in self._inputs() for r in self.read(t)}
+        assert [origin for origin, count in seen.items() if count > 1] == []
+        assert set(seen) <= inputs
+        unanswered = {origin for origin in inputs - set(seen) if origin[0] == self.topics.transactions}
+        assert len(unanswered) == duplicates, sorted(unanswered)[:10]
+        return scores
+
+    def _inputs(self) -> tuple[str, str]:
+        return self.topics.transactions, self.topics.labels
+
+    def _outputs(self, topic: str) -> list[Output]:
+        return [Output(record, json.loads(record.value or b"")) for record in self.read(topic)]
+
+    def _all(self, topic: str) -> list[TopicPartition]:
+        return [TopicPartition(topic, number) for number in range(self.partitions)]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What is published before the workers are waited for: labels follow the events."""
+
+    events: Sequence[Mapping[str, Any]]
+    labels: Sequence[Mapping[str, Any]] = ()
+
+
+def undisturbed(deployment: Deployment, phases: Sequence[Phase]) -> dict[tuple[str, int, int], dict[str, Any]]:
+    """Scores by origin of one worker in this process, over in-memory ports, that nothing ever disturbs."""
+    settings, topics = deployment.settings, deployment.topics
+    client = MemoryKafka(MemoryBroker(), settings.kafka)
+    admin = client.admin()
+    for topic in (topics.transactions, topics.labels, topics.scores, topics.alerts, topics.dead_letters):
+        admin.create_topic(topic, partitions=deployment.partitions, replication_factor=1, config={})
+    store = MemoryStore(settings.state_namespace, deployment.domain.spec_id)
+    metrics = Metrics(CollectorRegistry())
+    worker = app.build_worker(
+        settings, deployment.domain, client, store, metrics, scorer=None, clock=SystemClock()
+    )
+    worker.start()
+    producer, reader = client.plain_producer(), client.reader()
+    partitions = [TopicPartition(t, n) for t in (topics.transactions, topics.labels) for n in range(deployment.partitions)]
+    for phase in phases:
+        for topic, contents in ((topics.transactions, phase.events), (topics.labels, phase.labels)):
+            for message in messages_of(contents):
+                producer.produce(topic, message.value, key=message.key)
+            producer.flush()
+            _run_until_done(worker, client, settings.kafka.group, {tp: reader.end_offset(tp) for tp in partitions})
+    worker.finish()
+    reader.assign({TopicPartition(topics.scores, number): 0 for number in range(deployment.partitions)})
+    found: dict[tuple[str, int, int], dict[str, Any]] = {}
+    while records := [record for batch in reader.poll(10_000, 10).values() for record in batch]:
+        found |= {(output := Output(record, json.loads(record.value or b""))).origin: output.content for record in records}
+    return found
+
+
+def _run_until_done(worker: Any, client: KafkaClient, group: str, ends: Mapping[TopicPartition, int]) -> None:
+    admin = client.admin()
+    for _ in range(10_000):
+        committed = admin.last_committed(group, list(ends))
+        if all(end == 0 or (tp in committed and committed[tp].offset == end) for tp, end in ends.items()):
+            return
+        worker.run_once()
+    raise AssertionError("the worker in memory does not come to an end")
+
+
+def lasting(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A score without what tells when it was made."""
+    return {name: value for name, value in content.items() if name not in _ENVELOPE}
+
+
+def _dotted(settings: Mapping[str, object]) -> dict[str, object]:
+    return {name.replace("__", "."): value for name, value in settings.items()}

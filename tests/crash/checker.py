@@ -1,0 +1,254 @@
+"""Says whether what lies in the topics and in the store can be true. Shares no code with the engine.
+
+It reads the topics through the Kafka port and knows the wire formats; what must come out it works out
+again from the input. Every complaint is a line of text; an empty list means that all is well.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import struct
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from stream.kafka.port import Reader, Record, TopicPartition
+
+REMEMBERED_EVENTS = 64
+TOLERANCE = 1e-6
+NOT_COMPARED = frozenset({"scored_at", "entity_view_age_ms"})
+FORGETFUL = frozenset({"degraded", "cold"})
+"""Flags that say: history was missing. Then a duplicate may pass."""
+
+Origin = tuple[str, int, int]
+
+
+class Topics(NamedTuple):
+    transactions: str = "transactions"
+    labels: str = "labels"
+    scores: str = "risk-scores"
+    alerts: str = "alerts"
+    dead_letters: str = "transactions.dlq"
+
+
+@dataclass
+class Outputs:
+    """Decoded output records in the order of their partitions; by origin."""
+
+    ordered: list[tuple[Origin, dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def by_origin(self) -> dict[Origin, list[dict[str, Any]]]:
+        found: dict[Origin, list[dict[str, Any]]] = defaultdict(list)
+        for origin, content in self.ordered:
+            found[origin].append(content)
+        return found
+
+
+@dataclass
+class Contents:
+    """Everything in the five topics."""
+
+    transactions: dict[int, list[Record]]
+    labels: dict[int, list[Record]]
+    scores: Outputs
+    alerts: Outputs
+    dead_letters: Outputs
+
+
+def read(reader: Reader, partitions: int, topics: Topics = Topics()) -> Contents:  # noqa: B008  # a frozen value
+    """Reads all committed records."""
+    return Contents(
+        transactions={p: _records(reader, topics.transactions, p) for p in range(partitions)},
+        labels={p: _records(reader, topics.labels, p) for p in range(partitions)},
+        scores=_outputs(reader, topics.scores, partitions),
+        alerts=_outputs(reader, topics.alerts, partitions),
+        dead_letters=_outputs(reader, topics.dead_letters, partitions),
+    )
+
+
+def _records(reader: Reader, topic: str, partition: int) -> list[Record]:
+    where = TopicPartition(topic, partition)
+    reader.assign({where: reader.first_offset(where)})
+    found: list[Record] = []
+    while reader.position(where) < reader.end_offset(where):
+        found.extend(reader.poll(10_000, 0).get(where, ()))
+    return found
+
+
+def _outputs(reader: Reader, topic: str, partitions: int) -> Outputs:
+    outputs = Outputs()
+    for partition in range(partitions):
+        for record in _records(reader, topic, partition):
+            content = json.loads(record.value or b"")
+            origin = content["origin"]
+            outputs.ordered.append(((origin["topic"], origin["partition"], origin["offset"]), content))
+    return outputs
+
+
+def complaints(contents: Contents, committed: Mapping[tuple[str, int], int], topics: Topics = Topics()) -> list[str]:  # noqa: B008
+    """One outcome for every input, each of the right kind, in order; and all of the input is done."""
+    found = _outcomes(contents, topics)
+    found += _inventions(contents, topics)
+    found += _order(contents)
+    found += _alerts(contents)
+    found += _label_letters(contents, topics)
+    for name, by_partition in ((topics.transactions, contents.transactions), (topics.labels, contents.labels)):
+        for partition, records in by_partition.items():
+            end = records[-1].offset + 1 if records else 0
+            if records and committed.get((name, partition), 0) != end:
+                found.append(f"{name}-{partition}: committed {committed.get((name, partition))}, not the end {end}")
+    return found
+
+
+def _outcomes(contents: Contents, topics: Topics) -> list[str]:
+    found = []
+    scores, letters = contents.scores.by_origin, contents.dead_letters.by_origin
+    for partition, records in contents.transactions.items():
+        remembered: dict[str, deque[str]] = defaultdict(lambda: deque(maxlen=REMEMBERED_EVENTS))
+        for record in records:
+            origin = (topics.transactions, partition, record.offset)
+            mine, dead = scores.get(origin, []), letters.get(origin, [])
+            if dict(record.headers).get("expected") == b"dead":
+                found += _dead(origin, record, mine, dead)
+                continue
+            event = json.loads(record.value or b"")
+            known = remembered[event["account_id"]]
+            repeated = event["event_id"] in known
+            if not repeated:
+                known.append(event["event_id"])
+            allowed = {0, 1} if repeated and _forgetful(mine) else {0} if repeated else {1}
+            if len(mine) not in allowed or dead:
+                kind = "a duplicate" if repeated else "an event"
+                found.append(f"{origin}: {kind} has {len(mine)} scores and {len(dead)} dead letters")
+            for score in mine:
+                wrong = [n for n in ("event_id", "account_id", "amount", "timestamp") if score[n] != event[n]]
+                if wrong or score["passthrough"] != {"note": event["note"]}:
+                    found.append(f"{origin}: the score's {wrong or 'passthrough'} is another event's")
+    return found
+
+
+def _forgetful(scores: Iterable[Mapping[str, Any]]) -> bool:
+    return all(FORGETFUL & set(score["flags"]) for score in scores)
+
+
+def _dead(origin: Origin, record: Record, scores: list[Any], letters: list[dict[str, Any]]) -> list[str]:
+    if len(letters) != 1 or scores:
+        return [f"{origin}: poison has {len(letters)} dead letters and {len(scores)} scores"]
+    value = letters[0]["value"]
+    if (None if value is None else base64.b64decode(value)) != record.value:
+        return [f"{origin}: the dead letter does not hold the message's bytes"]
+    return []
+
+
+def _label_letters(contents: Contents, topics: Topics) -> list[str]:
+    letters, found = contents.dead_letters.by_origin, []
+    for partition, records in contents.labels.items():
+        for record in records:
+            expected = int(dict(record.headers).get("expected") == b"dead")
+            origin = (topics.labels, partition, record.offset)
+            if len(letters.get(origin, [])) != expected:
+                found.append(f"{origin}: a label has {len(letters.get(origin, []))} dead letters, expected {expected}")
+    return found
+
+
+def _inventions(contents: Contents, topics: Topics) -> list[str]:
+    """Outputs of inputs that do not exist: of an aborted record, or of no record at all."""
+    inputs = {(topics.transactions, p, r.offset) for p, records in contents.transactions.items() for r in records}
+    labels = {(topics.labels, p, r.offset) for p, records in contents.labels.items() for r in records}
+    found = []
+    for name, outputs, origins in (
+        ("score", contents.scores, inputs),
+        ("alert", contents.alerts, inputs),
+        ("dead letter", contents.dead_letters, inputs | labels),
+    ):
+        found += [f"{origin}: a {name} of nothing" for origin, _ in outputs.ordered if origin not in origins]
+    return found
+
+
+def _order(contents: Contents) -> list[str]:
+    """Scores of an account come in the order of its events, and know ever more labels."""
+    found = []
+    last: dict[str, int] = {}
+    labels: dict[int, tuple[int, int]] = {}
+    for (_, partition, offset), score in contents.scores.ordered:
+        account = score["account_id"]
+        if offset <= last.get(account, -1):
+            found.append(f"partition {partition}, offset {offset}: out of order")
+        last[account] = offset
+    for (_, partition, offset), score in sorted(contents.scores.ordered, key=lambda item: item[0]):
+        before, known = labels.get(partition, (-1, 0))
+        if score["labels_offset"] < known:
+            found.append(f"partition {partition}: offset {offset} knows fewer labels than offset {before}")
+        labels[partition] = (offset, score["labels_offset"])
+    return found
+
+
+def _alerts(contents: Contents) -> list[str]:
+    suspicious = Counter(origin for origin, score in contents.scores.ordered if score["decision"] != "approve")
+    alerts = Counter(origin for origin, _ in contents.alerts.ordered)
+    found = [f"{origin}: {alerts[origin]} alerts of {n} suspicious scores" for origin, n in suspicious.items()
+             if alerts[origin] != n]  # fmt: skip
+    return found + [f"{origin}: an alert of an approved event" for origin in alerts if origin not in suspicious]
+
+
+def differences(one: Outputs, other: Outputs, *, without: frozenset[str] = frozenset()) -> list[str]:
+    """What two runs over the same input say differently; records with a flag of `without` are left out."""
+    mine, theirs = (
+        {o: c for o, c in outputs.ordered if not without & set(c.get("flags", ()))} for outputs in (one, other)
+    )
+    common = mine.keys() & theirs.keys() if without else mine.keys() | theirs.keys()
+    found = []
+    for origin in sorted(common):
+        if origin not in mine or origin not in theirs:
+            found.append(f"{origin}: only one run has it")
+        else:
+            found += [f"{origin}: {line}" for line in _unlike(mine[origin], theirs[origin])]
+    return found
+
+
+def _unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    names = sorted((one.keys() | other.keys()) - NOT_COMPARED)
+    return [f"{n}: {one.get(n)!r} and {other.get(n)!r}" for n in names if not _same(one.get(n), other.get(n))]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, float) or isinstance(other, float):
+        numbers = all(isinstance(value, float | int) for value in (one, other))
+        return numbers and math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
+
+
+def rows_ahead(rows: Mapping[bytes, bytes], committed: Mapping[tuple[str, int], int], topics: Topics = Topics()) -> list[str]:  # noqa: B008, E501
+    """Rows that include what is not committed. A row begins with its two offsets, its key with the partition."""
+    found = []
+    for key, row in rows.items():
+        match = re.match(rb"\{[^:]*:[^:]*:(\d+)\}", key)
+        assert match is not None
+        partition = int(match.group(1))
+        for topic, offset in zip((topics.transactions, topics.labels), struct.unpack_from("<qq", row), strict=True):
+            if offset > committed.get((topic, partition), 0):
+                found.append(f"a row of partition {partition} is at {offset} of {topic}, which is not committed")
+    return found
+
+
+def row_differences(one: Mapping[bytes, bytes], other: Mapping[bytes, bytes]) -> list[str]:
+    """Rows, by the readable part of their keys, that are not the same bytes in both stores."""
+    return [
+        f"row {key.decode()[:60]}: " + ("differs" if key in one and key in other else "is in one store only")
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key) != other.get(key)
+    ]
+
+
+def labels_known(scores: Outputs, partition: int) -> Sequence[tuple[int, int]]:
+    """(offset of the event, labels offset that its score names) of one partition, in order."""
+    return sorted((origin[2], content["labels_offset"]) for origin, content in scores.ordered if origin[1] == partition)

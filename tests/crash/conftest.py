@@ -1,0 +1,22 @@
+"""Virtual time for the in-memory broker, and silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from stream.clock import ManualClock
+from stream.kafka.memory import broker, client
+from tests.crash.cluster import VirtualTime
+from tests.crash.traffic import START_MS
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[ManualClock]:
+    """One clock per test, for the workers, the broker and whoever waits for it."""
+    monkeypatch.setattr(broker, "time", VirtualTime())
+    monkeypatch.setattr(client, "time", VirtualTime())
+    with structlog.testing.capture_logs():
+        yield ManualClock(START_MS)

@@ -1,0 +1,85 @@
+"""The same input through one worker that nothing disturbs, its labels folded where another run folded them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from stream.clock import ManualClock
+from stream.kafka.port import Record, TopicPartition
+from tests.crash import checker
+from tests.crash.cluster import TOPICS, Cluster
+
+Part = tuple[str, int]
+"""Publish this topic's records up to this offset."""
+
+
+def run_undisturbed(
+    clock: ManualClock, contents: checker.Contents, given: Mapping[str, object] | None = None
+) -> Cluster:
+    """Publishes transactions up to where labels were folded, waits until they are done, then the labels, and so on."""
+    partitions = len(contents.transactions)
+    cluster = Cluster(clock, partitions=partitions, given=given)
+    worker = cluster.worker("undisturbed")
+    plans = {p: _plan(contents, p) for p in range(partitions)}
+    pending = {(TOPICS.transactions, p): list(contents.transactions[p]) for p in range(partitions)}
+    pending |= {(TOPICS.labels, p): list(contents.labels[p]) for p in range(partitions)}
+    while any(plans.values()):
+        for partition, plan in plans.items():
+            if plan:
+                topic, end = plan.pop(0)
+                _append(cluster, TopicPartition(topic, partition), pending[topic, partition], end)
+        for _ in range(1_000):
+            worker.run_once()
+            clock.advance_ms(20)
+            if cluster.drained():
+                break
+        else:
+            raise AssertionError("the undisturbed run does not end")
+    worker.finish()
+    return cluster
+
+
+def _plan(contents: checker.Contents, partition: int) -> list[Part]:
+    """Alternately transactions and labels, by what the scores say was known."""
+    parts: list[Part] = []
+    known = 0
+    for offset, labels in checker.labels_known(contents.scores, partition):
+        if labels > known:
+            parts += [(TOPICS.transactions, offset), (TOPICS.labels, labels)]
+            known = labels
+    return [*parts, (TOPICS.transactions, 2**62), (TOPICS.labels, 2**62)]
+
+
+def _append(cluster: Cluster, where: TopicPartition, pending: list[Record], end: int) -> None:
+    """The records below `end` at the offsets that they had: what lies between them was never visible."""
+    log = cluster.broker.log(where)
+    while pending and pending[0].offset < end:
+        record = pending.pop(0)
+        log._slots.extend([None] * (record.offset - log.next_offset))
+        cluster.broker.append(
+            where.topic, record.value, key=record.key, headers=record.headers, partition=where.partition,
+            timestamp_ms=record.timestamp,
+        )  # fmt: skip
+
+
+def compare(cluster: Cluster, clock: ManualClock, *, rows: bool = True, given: Mapping[str, object] | None = None) -> list[str]:
+    """How a run's scores, alerts and rows differ from those of an undisturbed run over the same log."""
+    contents = cluster.contents()
+    other = run_undisturbed(clock, contents, given)
+    expected = other.contents()
+    found = checker.differences(contents.scores, expected.scores, without=frozenset({"degraded"}))
+    found += checker.differences(contents.alerts, expected.alerts, without=frozenset({"degraded"}))
+    if rows:
+        found += checker.row_differences(cluster.server.rows, other.server.rows)
+        found += [] if cluster.server.checkpoints == other.server.checkpoints else ["the checkpoints differ"]
+    return found
+
+
+def gaps(records: Mapping[int, list[Record]]) -> Iterator[int]:
+    """Offsets missing between records, by partition: traffic without any would test less."""
+    missing: dict[int, int] = defaultdict(int)
+    for partition, found in records.items():
+        for before, after in zip(found, found[1:], strict=False):
+            missing[partition] += after.offset - before.offset - 1
+    yield from missing.values()

@@ -50,6 +50,7 @@ class FeatureState:
         self.use_others = use_others
         self._step = cast(Sequence[Operator], domain.step)
         self._aggregates = cast(Sequence[Operator], domain.aggregates)
+        self._step_width, self._aggregate_width = len(domain.step_columns), len(domain.aggregate_columns)
         fields = [field for op in (*self._step, *self._aggregates) for field in op.same_fields]
         self.accounts = AccountRows(domain, accounts, tuple(dict.fromkeys(fields)))
         self.entities = {entity.name: EntityRows(entity, entities) for entity in domain.entities}
@@ -178,11 +179,11 @@ class FeatureState:
         return result
 
     def _empty_result(self, events: int, duplicate: NDArray[np.bool_]) -> Assembled:
-        length, width = self.domain.sequence_length, len(self.domain.step_columns)
+        length, width = self.domain.sequence_length, self._step_width
         return Assembled(
             steps=np.zeros((events, length, width), dtype=np.float32),
             lengths=np.ones(events, dtype=np.int64),
-            aggregates=np.zeros((events, len(self.domain.aggregate_columns)), dtype=np.float32),
+            aggregates=np.zeros((events, self._aggregate_width), dtype=np.float32),
             duplicate=duplicate,
             late=np.zeros(events, dtype=np.bool_),
             saturated=np.zeros(events, dtype=np.bool_),
@@ -231,10 +232,10 @@ class FeatureState:
         if idle.any():
             self.accounts.begin_anew(slots[idle])
         view = View(batch, codes, columns, self.accounts, index, slots)
-        step = np.empty((len(index), len(self.domain.step_columns)), dtype=np.float64)
+        step = np.empty((len(index), self._step_width), dtype=np.float64)
         _compute(self._step, view, step)
         view.scope = "all"
-        aggregates = np.empty((len(index), len(self.domain.aggregate_columns)), dtype=np.float64)
+        aggregates = np.empty((len(index), self._aggregate_width), dtype=np.float64)
         _compute(self._aggregates, view, aggregates)
         result.aggregates[index] = aggregates
         result.late[index] = time_ms < newest

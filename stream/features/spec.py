@@ -7,6 +7,7 @@ and the vectors is its `spec_id`. Two domains with one `spec_id` make the same f
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -23,6 +24,7 @@ MAX_CATEGORY_CODE = 2047
 """float16, in which step vectors are cached, holds the integers up to here exactly."""
 
 
+@functools.cache
 def window_ms(window: str) -> int:
     """'10min', '1h', '7d' in milliseconds. ConfigError for anything else."""
     match = re.fullmatch(r"(\d+)(s|min|h|d)", window)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stream.features.batch import EventBatch
 from stream.features.entities import EntityValues
 from stream.features.pool import Slots
-from stream.features.rows import NEVER, TILES, AccountRows, EntityRows, code_bits, tile_widths_ms
+from stream.features.rows import NEVER, TILES, AccountRows, EntityRows, code_bits
 from stream.features.spec import window_ms
 
 F64 = NDArray[np.float64]
@@ -56,6 +56,8 @@ class View:
         self.amount_minor: I64 = batch.amount_minor[index]
         self.scope = "own"
         self._kept: dict[tuple[str, ...], NDArray[Any]] = {}
+        self._entity_values: dict[tuple[str, str], EntityValues] = {}
+        self._tiles: dict[str, tuple[I64, Bools, int]] = {}
 
     # --- the event itself
 
@@ -213,13 +215,19 @@ class View:
 
     def entity(self, kind: str) -> EntityValues:
         """Values of the entity by the view's scope: count, sum and frauds are (n, W) over its windows."""
-        columns = self._entities[kind]
-        values = columns.own if self.scope == "own" else columns.all
-
-        def part(name: str) -> NDArray[Any]:
-            return self._keep((kind, name, self.scope), lambda: getattr(values, name)[self.index])
-
-        return EntityValues(*(part(n) for n in ("count", "sum_minor", "fraud", "last_fraud", "present")))
+        key = (kind, self.scope)
+        values = self._entity_values.get(key)
+        if values is None:
+            columns = self._entities[kind]
+            whole, index = columns.own if self.scope == "own" else columns.all, self.index
+            values = self._entity_values[key] = EntityValues(
+                whole.count[index],
+                whole.sum_minor[index],
+                whole.fraud[index],
+                whole.last_fraud[index],
+                whole.present[index],
+            )
+        return values
 
     def entity_window(self, kind: str, window: str) -> int:
         """Position of the window among the entity's windows."""
@@ -241,12 +249,15 @@ class View:
         return self._keep((name, window), compute)
 
     def _young_tiles(self, window: str) -> tuple[I64, Bools, int]:
-        w = self._accounts.windows.index(window)
-        big = np.flatnonzero(self.row("left") > self.time_ms - window_ms(window))
-        width = int(tile_widths_ms([window])[0])
-        tile = self.time_ms[big] // width
-        epoch = self._accounts.pool["tile_epoch"][self.slots[big], w]
-        return big, (epoch > (tile - TILES)[:, None]) & (epoch <= tile[:, None]) & (epoch >= 0), w
+        """Events (k,) of accounts with something in the window's tiles, which tiles (k, 16), and the window's place."""
+        if window not in self._tiles:
+            w = self._accounts.windows.index(window)
+            big = np.flatnonzero(self.row("left") > self.time_ms - window_ms(window))
+            tile = self.time_ms[big] // (window_ms(window) // TILES)
+            epoch = self._accounts.pool["tile_epoch"][self.slots[big], w]
+            young = (epoch > (tile - TILES)[:, None]) & (epoch <= tile[:, None]) & (epoch >= 0)
+            self._tiles[window] = big, young, w
+        return self._tiles[window]
 
     def _tiled_distinct(self, field: str, window: str, exact: F64) -> F64:
         """Beyond the ring: what the tiles' bits add, by linear counting over 64 bits (Whang et al. 1990)."""

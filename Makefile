@@ -8,7 +8,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock schemas replay-sparkov clean
+.PHONY: help setup demo test check format lock schemas reference replay-sparkov clean
 
 PYTHON ?= python3
 KAFKA ?= embedded
@@ -44,12 +44,13 @@ demo: $(READY) ## broker, Redis, a trained model, 2 workers and a live view; Ctr
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest $(NO_SKIPS) -n 2 --dist loadgroup tests
 
-check: $(READY) ## lint, format, types, layers, and that the generated schemas are current
+check: $(READY) ## lint, format, types, layers, and that generated files are current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m stream.schemas --check
+	$(BIN)/python -m stream.reference --check
 
 format: $(READY) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix --quiet . || true
@@ -57,6 +58,9 @@ format: $(READY) ## rewrite the code in the project's format
 
 schemas: $(READY) ## generate the JSON Schemas and the AsyncAPI document
 	$(BIN)/python -m stream.schemas
+
+reference: $(READY) ## generate the tables of docs/: settings, metrics, exit codes, ...
+	$(BIN)/python -m stream.reference
 
 lock: $(READY) ## resolve requirements.lock anew; add UPGRADE=1 for newer versions
 	$(BIN)/python -m uv pip compile --quiet $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock

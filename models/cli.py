@@ -42,8 +42,8 @@ def train(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name in the bundle; the domain's by default.")] = None,
     version: Annotated[str | None, typer.Option(help="Version in the bundle; the time of training by default.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the simulation, the sampling and the net: the same gives the same.")] = 0,
-    threads: Annotated[int, typer.Option(help="Torch threads.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of simulation, sampling and net: the same gives the same.")] = 0,
+    threads: Annotated[int, typer.Option(help="Torch threads; small nets gain little from more.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model on a history and write its bundle.
@@ -72,10 +72,8 @@ def train(
         raise ConfigError(f"--out {out}: exists already; choose another folder")
     with Steps() as steps:
         source = _Source(file, mapping, label_delay, domain)
-        if file is None:
-            batches, total, delay_ms = source.simulated(simulated, accounts, fraud_rate, seed, start)
-        else:
-            batches, total, delay_ms = source.history()
+        found = source.history() if file else source.simulated(simulated, accounts, fraud_rate, seed, start)
+        batches, total, delay_ms = found
         until_ms = _moment(until, "--until") if until is not None else 2**62
         counted = _counted(batches, total, steps)
         dataset = training_set(counted, domain, load_rates(settings, domain), until_ms=until_ms)
@@ -130,7 +128,7 @@ class _Source:
 
     def simulated(
         self, events: int | None, accounts: int, fraud_rate: float, seed: int, start: str | None
-    ) -> tuple[Iterable[Any], int, int]:
+    ) -> tuple[Iterable[Any], int | None, int]:
         """The same of a simulated history, whose labels have delays of their own."""
         from stream.simulate.simulation import LABEL_MATURITY_DAYS, Simulation
 

@@ -158,9 +158,7 @@ def _step(
     return loss.detach()
 
 
-def _watched(
-    tensors: Tensors, validation: Index, random: np.random.Generator
-) -> tuple[Index, NDArray[np.float64]]:
+def _watched(tensors: Tensors, validation: Index, random: np.random.Generator) -> tuple[Index, NDArray[np.float64]]:
     """The events that early stopping looks at, and weights that give the genuine ones their true share."""
     fraud = _is_fraud(tensors, validation)
     genuine = validation[~fraud]

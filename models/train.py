@@ -117,9 +117,7 @@ def _train(dataset: TrainingSet, options: TrainOptions, listener: ProgressListen
     tensors = _to_device(steps, dataset, aggregates, options.device)
     net.to(tensors.steps.device)
     listener(Progress("prepare", 1, 1))
-    fitted = fit(
-        net, tensors, parts.train, parts.validation, options=options.fit, random=random, listener=listener
-    )
+    fitted = fit(net, tensors, parts.train, parts.validation, options=options.fit, random=random, listener=listener)
     listener(Progress("calibrate", 0, 1))
     log_odds = predict(net, tensors, parts.validation).astype(np.float64)
     label = (dataset.label[parts.validation] == FRAUD).astype(np.int64)

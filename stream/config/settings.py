@@ -135,7 +135,10 @@ class BatchSettings(Section):
         default=512, ge=1, le=10_000, description="most events per turn: more is cheaper per event, fewer is sooner"
     )
     max_wait_ms: int = Field(
-        default=100, ge=0, le=1_000, description="longest that poll waits for the first event; a turn takes what is there"
+        default=100,
+        ge=0,
+        le=1_000,
+        description="longest that poll waits for the first event; a turn takes what is there",
     )
     max_message_bytes: int = Field(default=65_536, ge=1_024, description="larger messages are dead letters")
     max_nesting: int = Field(default=16, ge=2, le=100, description="deeper JSON is a dead letter")

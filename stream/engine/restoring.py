@@ -160,13 +160,15 @@ class Restorer:
             except UnavailableError:
                 self._fence_former_owner(transactions)
                 return None
+            note = CommitNote.decode(found.metadata) if found is not None else CommitNote()
+            self._end_abandoned(note.transactional_id)
         except UnavailableError as error:
             self._log.warning("Kafka does not say where the partition stands", partition=number, error=str(error))
             return None
         if found is None:
-            return _Origin(log, None, CommitNote())
+            return _Origin(log, None, note)
         committed = Checkpoint(found.offset, found_labels.offset if found_labels else log.first.labels)
-        return _Origin(log, committed, CommitNote.decode(found.metadata))
+        return _Origin(log, committed, note)
 
     def _fence_former_owner(self, transactions: TopicPartition) -> None:
         admin = self._client.admin()
@@ -178,6 +180,21 @@ class Restorer:
                 admin.fence(former)
         finally:
             admin.close()
+
+    def _end_abandoned(self, former: str) -> None:
+        """A dead owner's open transaction, even one without offsets yet, would hide the next outputs from readers.
+
+        The transaction of a worker that still is in the group is its own affair.
+        """
+        group = self._settings.kafka.group
+        if former and former != self._transactional_id:
+            admin = self._client.admin()
+            try:
+                if admin.is_abandoned(former, group, former.removeprefix(f"{group}-")):
+                    self._log.warning("ending the transaction of a dead worker", transactional_id=former)
+                    admin.fence(former)
+            finally:
+                admin.close()
 
     def _horizon(self, log: Log) -> Checkpoint:
         """Where the feature horizon begins in both logs."""

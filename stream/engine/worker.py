@@ -53,7 +53,7 @@ class Worker:
         self._partitions: dict[int, Partition] = {}
         self._consumer: Consumer = client.consumer()
         self._producer: Producer = client.producer(transactional_id(settings))
-        self._reading_paused = False
+        self._paused_topics: set[str] = set()
         self._waiting_for_store = False
         self._turns = 0
         self._last_flush = self._last_turn = clock.monotonic()
@@ -144,7 +144,7 @@ class Worker:
             if partition.phase is Phase.PARKED:
                 partition.phase = Phase.RETURNED
         self._consumer.pause(self._inputs_of(mine))
-        self._reading_paused = False
+        self._paused_topics.clear()
         self._log.info("assigned", partitions=sorted(mine))
 
     def on_revoked(self, partitions: Sequence[TopicPartition]) -> None:
@@ -181,14 +181,22 @@ class Worker:
     # --- one turn
 
     def _poll(self) -> None:
-        """Fills the queues. Reading stops while a full turn waits already, so memory stays bounded."""
+        """Fills the queues. Of a topic of which a full turn waits already no more is read: memory stays bounded.
+
+        By topic, because labels may wait for transactions that are not read yet.
+        """
         running = self._running()
-        waiting = sum(len(p.waiting_records) + len(p.waiting_labels) for p in running)
-        limit = self._settings.batch.max_events
-        if (waiting >= limit) != self._reading_paused:
-            self._reading_paused = waiting >= limit
-            change = self._consumer.pause if self._reading_paused else self._consumer.resume
-            change(self._inputs_of(p.number for p in running))
+        topics, limit = self._settings.topics, self._settings.batch.max_events
+        waiting = 0
+        for topic, queued in (
+            (topics.transactions, sum(len(p.waiting_records) for p in running)),
+            (topics.labels, sum(len(p.waiting_labels) for p in running)),
+        ):
+            waiting += queued
+            if (queued >= limit) != (topic in self._paused_topics):
+                change = self._consumer.pause if queued >= limit else self._consumer.resume
+                change([TopicPartition(topic, p.number) for p in running])
+                self._paused_topics ^= {topic}
         busy = waiting > 0 or len(running) < len(self._partitions)
         wait_ms = _RETRY_WAIT_MS if self._waiting_for_store else 0 if busy else self._settings.batch.max_wait_ms
         with self._metrics.stage("poll"):
@@ -198,7 +206,7 @@ class Worker:
             partition = self._partitions.get(tp.partition)
             if partition is None or partition.phase is not Phase.RUNNING:
                 continue  # it is sought back to its committed offset when it runs
-            is_label = tp.topic == self._settings.topics.labels
+            is_label = tp.topic == topics.labels
             (partition.waiting_labels if is_label else partition.waiting_records).extend(records)
 
     def _do(self, shares: list[Share]) -> None:
@@ -316,8 +324,7 @@ class Worker:
         self._consumer.seek(TopicPartition(topics.transactions, number), partition.done.transactions)
         self._consumer.seek(TopicPartition(topics.labels, number), partition.done.labels)
         partition.phase = Phase.RUNNING
-        if not self._reading_paused:
-            self._consumer.resume(self._inputs_of([number]))
+        self._consumer.resume([tp for tp in self._inputs_of([number]) if tp.topic not in self._paused_topics])
         self._metrics.restoring.labels(str(number)).set(0)
 
     def _flush_if_due(self) -> None:

@@ -132,9 +132,7 @@ class Producer(Protocol):
         """Queues; a delivery failure surfaces in `commit`."""
         ...
 
-    def send_offsets(
-        self, offsets: Mapping[TopicPartition, CommittedOffset], group: GroupMetadata
-    ) -> None: ...
+    def send_offsets(self, offsets: Mapping[TopicPartition, CommittedOffset], group: GroupMetadata) -> None: ...
     def commit(self) -> None:
         """Blocks until records and offsets are visible together. TurnAborted: call `abort`."""
         ...
@@ -201,9 +199,7 @@ class Admin(Protocol):
         """Only the topics that exist are in the answer."""
         ...
 
-    def create_topic(
-        self, name: str, *, partitions: int, replication_factor: int, config: Mapping[str, str]
-    ) -> bool:
+    def create_topic(self, name: str, *, partitions: int, replication_factor: int, config: Mapping[str, str]) -> bool:
         """False if it exists already."""
         ...
 
@@ -212,6 +208,14 @@ class Admin(Protocol):
         self, group: str, partitions: Sequence[TopicPartition]
     ) -> Mapping[TopicPartition, CommittedOffset]:
         """The group's offsets as they are now, without waiting for pending transactions."""
+        ...
+
+    def is_abandoned(self, transactional_id: str, group: str, worker_id: str) -> bool:
+        """Whether a transaction of this id is open while the worker is no member of the group: it died, or is paused.
+
+        Until somebody ends it, readers of committed records wait at its records. True also where the broker
+        cannot say whether one is open.
+        """
         ...
 
     def fence(self, transactional_id: str) -> None:
@@ -229,5 +233,3 @@ class KafkaClient(Protocol):
     def plain_producer(self) -> PlainProducer: ...
     def reader(self) -> Reader: ...
     def admin(self) -> Admin: ...
-
-

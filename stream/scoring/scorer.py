@@ -33,9 +33,7 @@ class Scorer(Protocol):
     @property
     def manifest(self) -> Manifest: ...
 
-    def score(
-        self, steps: NDArray[np.float32], lengths: NDArray[np.int64], aggregates: NDArray[np.float32]
-    ) -> Scores:
+    def score(self, steps: NDArray[np.float32], lengths: NDArray[np.int64], aggregates: NDArray[np.float32]) -> Scores:
         """Scores B events: steps (B,T,F) and aggregates (B,D) hold all of the domain's columns, lengths is (B,).
 
         Blocks. ScoringFailed when the model raises or an output is not finite. An event's score does not
@@ -70,9 +68,7 @@ class TorchScorer:
     def manifest(self) -> Manifest:
         return self._manifest
 
-    def score(
-        self, steps: NDArray[np.float32], lengths: NDArray[np.int64], aggregates: NDArray[np.float32]
-    ) -> Scores:
+    def score(self, steps: NDArray[np.float32], lengths: NDArray[np.int64], aggregates: NDArray[np.float32]) -> Scores:
         if len(lengths) == 0:
             empty = np.zeros(0, dtype=np.float32)
             return Scores(empty, empty, dict.fromkeys(self._manifest.components, empty))

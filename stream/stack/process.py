@@ -110,9 +110,9 @@ def listens_on(pid: int, port: int) -> bool:
                 if columns[3] == "0A" and int(columns[1].rpartition(":")[2], 16) == port:
                     inodes.add(f"socket:[{columns[9]}]")
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for entry in os.scandir(f"/proc/{pid}/fd"):
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                if os.readlink(entry.path) in inodes:
+                if os.readlink(f"/proc/{pid}/fd/{descriptor}") in inodes:
                     return True
     return False
 

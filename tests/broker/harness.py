@@ -51,7 +51,7 @@ _SETTINGS: Mapping[str, object] = {
 
 
 def until(done: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S, every_s: float = 0.05) -> float:
-    """Waits until the condition holds; returns the seconds it took. Fails the test when it never does."""
+    """Waits until the condition holds; returns the seconds it took. Fails the test when that is too long."""
     started = time.monotonic()
     while not done():
         assert time.monotonic() - started < timeout_s, f"not within {timeout_s:.0f} s: {what}"
@@ -192,7 +192,14 @@ class Deployment:
     """One test's corner of the servers: topics, group, namespace, workers. Close it when done."""
 
     def __init__(
-        self, kafka: ApacheKafka, redis: RedisServer, name: str, folder: Path, *, partitions: int = 4, **settings: object
+        self,
+        kafka: ApacheKafka,
+        redis: RedisServer,
+        name: str,
+        folder: Path,
+        *,
+        partitions: int = 4,
+        **settings: object,
     ) -> None:
         """`settings`: dotted names with `__` for the dot, on top of the tests' own."""
         topics = {f"topics.{field}": f"{name}.{field}" for field in ("transactions", "labels", "scores", "alerts")}
@@ -302,7 +309,8 @@ class Deployment:
         return all(end == 0 or (tp in committed and committed[tp].offset >= end) for tp, end in ends.items())
 
     def wait_done(self, timeout_s: float = PATIENCE_S) -> float:
-        return until(self.is_done, f"the group has done everything; {[w.output()[-400:] for w in self.workers]}", timeout_s)
+        """Until everything published has been committed; returns the seconds it took."""
+        return until(self.is_done, "the group has done everything", timeout_s)
 
     def read(self, topic: str) -> list[Record]:
         """Every committed record, in offset order per partition."""
@@ -368,9 +376,10 @@ def undisturbed(deployment: Deployment, phases: Sequence[Phase]) -> dict[tuple[s
     )
     worker.start()
     producer, reader = client.plain_producer(), client.reader()
-    partitions = [TopicPartition(t, n) for t in (topics.transactions, topics.labels) for n in range(deployment.partitions)]
+    inputs = (topics.transactions, topics.labels)
+    partitions = [TopicPartition(topic, number) for topic in inputs for number in range(deployment.partitions)]
     for phase in phases:
-        for topic, contents in ((topics.transactions, phase.events), (topics.labels, phase.labels)):
+        for topic, contents in zip(inputs, (phase.events, phase.labels), strict=True):
             for message in messages_of(contents):
                 producer.produce(topic, message.value, key=message.key)
             producer.flush()
@@ -379,7 +388,8 @@ def undisturbed(deployment: Deployment, phases: Sequence[Phase]) -> dict[tuple[s
     reader.assign({TopicPartition(topics.scores, number): 0 for number in range(deployment.partitions)})
     found: dict[tuple[str, int, int], dict[str, Any]] = {}
     while records := [record for batch in reader.poll(10_000, 10).values() for record in batch]:
-        found |= {(output := Output(record, json.loads(record.value or b""))).origin: output.content for record in records}
+        outputs = [Output(record, json.loads(record.value or b"")) for record in records]
+        found |= {output.origin: output.content for output in outputs}
     return found
 
 

@@ -56,14 +56,15 @@ def test_a_killed_worker_is_replaced_by_the_other_one(deploy: Deploy) -> None:
     deployment = deploy(partitions=2, batch__max_events=50)
     killed, survivor = deployment.worker("w0"), deployment.worker("w1")
     deployment.started(killed, survivor)
-    events = list(payments(6_000, accounts=60))
-    deployment.publish(messages_of(events))
-    until(lambda: scored_by(killed) > 300, "the worker that will be killed is at work")
+    events = list(payments(3_000, accounts=60))
+    deployment.publish(messages_of(events[:1_500]))
+    until(lambda: scored_by(killed) > 100, "the worker that will be killed is at work")
     killed.send(signal.SIGKILL)
     assert killed.wait_exit() == -signal.SIGKILL
-    assert not deployment.is_done()
+    deployment.publish(messages_of(events[1_500:]))
     took_s = deployment.wait_done()
-    assert took_s < TAKEOVER_S + 10.0
+    print(f"taken over and caught up after {took_s:.1f} s")
+    assert SESSION_TIMEOUT_S - 3.0 < took_s < TAKEOVER_S
     assert len(deployment.check_exactly_once()) == len(events)
     assert survivor.metric("riskstream_identity_gap_events") == 0
 
@@ -104,11 +105,11 @@ def test_a_worker_restarted_under_its_id_goes_on_at_once(deploy: Deploy, own_red
     events = list(payments(1_200, accounts=20))
     worker = deployment.worker("w0")
     deployment.started(worker)
-    deployment.publish(messages_of(events))
+    deployment.publish(messages_of(events[:600]))
     until(lambda: scored_by(worker) > 100, "it is at work")
     worker.send(signal.SIGKILL)
     worker.wait_exit()
-    assert not deployment.is_done()
+    deployment.publish(messages_of(events[600:]))
     again = deployment.worker("w0")
     deployment.started(again)
     deployment.wait_done(30.0)
@@ -149,7 +150,7 @@ def test_a_worker_that_wakes_up_after_losing_its_partitions_does_no_harm(
 @pytest.mark.parametrize("lost", ["everything flushed", "restarted empty", "restarted with its data"])
 def test_a_redis_that_loses_its_data_changes_no_score(deploy: Deploy, own_redis: RedisServer, lost: str) -> None:
     deployment = deploy(partitions=1, redis=own_redis, records__features="all", batch__max_events=40)
-    events = list(payments(1_800, accounts=20))
+    events = list(payments(1_400, accounts=20))
     labels = [label_of(event) for event in events[:600:40]]
     worker = deployment.worker()
     deployment.started(worker)
@@ -157,9 +158,8 @@ def test_a_redis_that_loses_its_data_changes_no_score(deploy: Deploy, own_redis:
     deployment.wait_done()
     deployment.publish_labels(events[:600:40])
     deployment.wait_done()
-    deployment.publish(messages_of(events[600:]))
+    deployment.publish(messages_of(events[600:1_000]))
     until(lambda: scored_by(worker) > 700, "it is at work")
-    assert not deployment.is_done()
     if lost == "everything flushed":
         with redis.Redis.from_url(own_redis.url) as client:
             client.flushall()
@@ -167,11 +167,13 @@ def test_a_redis_that_loses_its_data_changes_no_score(deploy: Deploy, own_redis:
         own_redis.kill()
         own_redis.append_only = lost == "restarted with its data"
         own_redis.start()
+    deployment.publish(messages_of(events[1_000:]))
     deployment.wait_done()
     kinds = [line["kind"] for line in worker.logs("restoring")]
     assert kinds[0] == "clean"
     assert ("rebuild" in kinds) == (lost != "restarted with its data"), kinds
     assert worker.metric("riskstream_identity_gap_events") == 0
+    print(worker.output())
     assert worker.terminate() == 0
     check_undisturbed(deployment, [Phase(events[:600], labels), Phase(events[600:])])
 

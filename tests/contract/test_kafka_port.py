@@ -616,3 +616,39 @@ def test_a_transaction_that_outlives_its_timeout_is_aborted_and_the_producer_goe
     producer.produce(topic, b"in time")
     producer.commit()
     assert values(read(reader, 1)) == [b"in time"]
+
+
+def test_a_zombie_of_any_age_leaves_its_successor_alone(cluster: Cluster) -> None:
+    topic = cluster.create_topic()
+    partition = TopicPartition(topic, 0)
+    client = cluster.client(transaction_timeout_ms=1_000)
+    consumer, _ = joined(client, [topic])
+    zombie = begun(client, "tx-" + cluster.name)
+    zombie.send_offsets({partition: CommittedOffset(1, "zombie")}, consumer.group_metadata())
+    twin, _ = joined(cluster.client(), [topic])
+    successor = begun(cluster.client(), "tx-" + cluster.name)
+    time.sleep(1.2)  # past its timeout, a zombie cannot tell whether it was replaced or only late
+    with pytest.raises((FencedError, TurnAborted)):
+        zombie.commit()
+    with pytest.raises(FencedError):
+        zombie.abort()
+    successor.send_offsets({partition: CommittedOffset(2, "successor")}, twin.group_metadata())
+    successor.commit()
+    assert twin.committed(partition) == CommittedOffset(2, "successor")
+
+
+def test_an_open_transaction_is_abandoned_when_its_worker_is_no_member(cluster: Cluster) -> None:
+    topic = cluster.create_topic()
+    client = cluster.client()
+    admin, name = client.admin(), "tx-" + cluster.name
+    assert not admin.is_abandoned(name, cluster.name, "worker-0")  # nobody knows it
+    consumer, _ = joined(client, [topic])
+    dead = begun(client, name)
+    dead.produce(topic, b"lost")
+    # Once the record has arrived.
+    until(lambda: admin.is_abandoned(name, cluster.name, "worker-1"))
+    assert not admin.is_abandoned(name, cluster.name, "worker-0")
+    consumer.close(leave_group=True)
+    assert admin.is_abandoned(name, cluster.name, "worker-0")
+    admin.fence(name)
+    assert not admin.is_abandoned(name, cluster.name, "worker-0")

@@ -263,7 +263,10 @@ class Play:
         if self.published < len(self.chunks) and self.random.random() < 0.5:
             self.cluster.publish(self.chunks[self.published])
             self.published += 1
-        slot = self.random.choice([slot for slot in self.slots if slot is not resting and not slot.held])
+        awake = [slot for slot in self.slots if slot is not resting and not slot.held]
+        if not awake:
+            return
+        slot = self.random.choice(awake)
         if slot.worker is None:
             if self.steps >= slot.returns_at:
                 self._revive(slot)

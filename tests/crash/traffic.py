@@ -86,14 +86,19 @@ class Traffic:
 
     def event(self, account: str | None = None, **given: Any) -> Item:
         """A new payment; half of them are of one busy account per partition."""
-        draw = self.random
         if account is None:
-            busy = draw.random() < 0.5
-            account = draw.choice(self.accounts[: self.partitions] if busy else self.accounts)
+            busy = self.random.random() < 0.5
+            account = self.random.choice(self.accounts[: self.partitions] if busy else self.accounts)
+        event = self._payment(account) | given
+        self.past.setdefault(account, []).append(event)
+        return _message("transactions", event)
+
+    def _payment(self, account: str) -> dict[str, Any]:
+        draw = self.random
         self.now_ms += int(draw.expovariate(1 / (8 * 60_000)))
         late = draw.choice(_LATE) if draw.random() < 0.1 else 0
         partition = partition_for(account.encode(), self.partitions)
-        event = {
+        return {
             "event_id": f"e{self.made}-{draw.randrange(10**6)}",
             "account_id": account,
             "timestamp": moment_text(self.now_ms - late),
@@ -105,9 +110,7 @@ class Traffic:
             "channel": "pos",
             "device_id": draw.choice((None, f"d{partition}-{draw.randrange(3)}")),
             "note": draw.choice(("passes through", 7, None)),
-        } | given
-        self.past.setdefault(account, []).append(event)
-        return _message("transactions", event)
+        }
 
     def _again(self) -> Item:
         """The same payment again: a duplicate, or, from 64 payments back, forgotten and new."""
@@ -132,8 +135,7 @@ class Traffic:
         """What no event can be."""
         draw = self.random
         account = draw.choice(self.accounts)
-        good = json.loads(self.event(account).value or b"")
-        self.past[account].pop()
+        good = self._payment(account)
         value = draw.choice(
             (
                 b"not json",

@@ -9,7 +9,7 @@ from typing import Any
 import kafka.errors as vendor
 from kafka import KafkaProducer
 from kafka import TopicPartition as VendorPartition
-from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, TransactionState
 
 from stream.config import KafkaSettings
 from stream.errors import RiskstreamError
@@ -91,6 +91,19 @@ class KafkaPythonAdmin:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(_ASK_AGAIN_S)
+
+    def is_abandoned(self, transactional_id: str, group: str, worker_id: str) -> bool:
+        with translating(f"looking for the transaction of {transactional_id}"):
+            members = self._patiently(lambda: self._vendor.describe_groups([group])[group]["members"])
+            if any(member["group_instance_id"] == worker_id for member in members):
+                return False
+            try:
+                described = self._patiently(lambda: self._vendor.describe_transactions([transactional_id]))
+            except vendor.TransactionalIdNotFoundError:
+                return False
+            except vendor.UnsupportedVersionError:
+                return True
+        return bool(described[transactional_id].state == TransactionState.ONGOING)
 
     def fence(self, transactional_id: str) -> None:
         doing = f"fencing the transactional id {transactional_id}"

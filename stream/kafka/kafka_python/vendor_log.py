@@ -17,10 +17,11 @@ class _DropExpected(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         is_our_refusal = record.exc_info is not None and record.exc_info[0] is OnCallersThread
         arguments = record.args if isinstance(record.args, tuple) else ()
-        # A close cancels requests, and may find its socket closed already.
-        is_cancelled = any(isinstance(argument, vendor.Cancelled) for argument in arguments)
+        # A close cancels requests, and may find its socket closed already. An offset that hangs on a
+        # transaction is asked for again and again, every few milliseconds.
+        is_expected = any(isinstance(each, (vendor.Cancelled, vendor.UnstableOffsetCommitError)) for each in arguments)
         is_closed = bool(arguments) and record.name == "kafka.net.transport" and "(closed)" in str(arguments[0])
-        return not (is_our_refusal or is_cancelled or is_closed)
+        return not (is_our_refusal or is_expected or is_closed)
 
 
 _FILTER = _DropExpected()

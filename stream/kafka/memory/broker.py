@@ -231,6 +231,16 @@ class MemoryBroker:
             known = self.group(group).offsets
             return {TopicPartition(*partition): known[partition] for partition in partitions if partition in known}
 
+    def is_abandoned(self, transactional_id: str, group: str, worker_id: str) -> bool:
+        """See `stream.kafka.port.Admin`."""
+        with self.lock:
+            known = self.group(group)
+            known.expire(time.monotonic())
+            transaction = self._transactions.get(transactional_id)
+            if transaction is None or worker_id in known.members:
+                return False
+            return bool(transaction.logs or transaction.groups)
+
     # Waiting
 
     def notify(self) -> None:

@@ -419,6 +419,9 @@ class MemoryAdmin:
     ) -> Mapping[TopicPartition, CommittedOffset]:
         return self._broker.last_committed(group, partitions)
 
+    def is_abandoned(self, transactional_id: str, group: str, worker_id: str) -> bool:
+        return self._broker.is_abandoned(transactional_id, group, worker_id)
+
     def fence(self, transactional_id: str) -> None:
         self._broker.init_transactions(transactional_id, _FENCE_TIMEOUT_MS)
 

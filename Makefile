@@ -42,7 +42,7 @@ demo: $(READY) ## broker, Redis, a trained model, 2 workers and a live view; Ctr
 	$(BIN)/riskstream demo --kafka $(KAFKA) $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
 
 test: $(READY) ## all tests
-	$(BIN)/python -m pytest $(NO_SKIPS) -n 2 --dist loadgroup tests
+	$(BIN)/python -m pytest $(NO_SKIPS) -n 2 --dist loadfile tests
 
 check: $(READY) ## lint, format, types, layers, and that generated files are current
 	$(BIN)/ruff check .

@@ -60,9 +60,9 @@ def kafka_jars() -> Path:
     folder = cache_folder() / "kafka" / KAFKA_VERSION
     pom = folder / "pom.xml"
     # The POM is written last, so it also says that the folder is complete, and for which dependencies.
-    with exclusive(folder.with_suffix(".lock")):
+    with exclusive(folder.with_name(f"{folder.name}.lock")):
         if not (pom.is_file() and pom.read_text() == _POM):
-            fetching = folder.with_suffix(".part")
+            fetching = folder.with_name(f"{folder.name}.part")
             shutil.rmtree(fetching, ignore_errors=True)
             fetching.mkdir(parents=True)
             (fetching / "pom.xml").write_text(_POM)
@@ -160,13 +160,13 @@ class ApacheKafka(LocalServer):
         if (self._log_folder / "meta.properties").is_file():
             return
         template = jars / "formatted"
-        with exclusive(jars.with_suffix(".lock")):
+        with exclusive(jars.with_name(f"{jars.name}.lock")):
             if not template.is_dir():
                 tool = [*_java(jars, 128), "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", str(config)]
                 done = subprocess.run(tool, capture_output=True, text=True, check=False)
                 if done.returncode != 0:
                     raise UnavailableError(f"Kafka's StorageTool failed:\n{(done.stdout + done.stderr)[-2000:]}")
-                copy = template.with_suffix(".part")
+                copy = template.with_name(f"{template.name}.part")
                 shutil.rmtree(copy, ignore_errors=True)
                 shutil.copytree(self._log_folder, copy)
                 copy.rename(template)

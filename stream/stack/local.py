@@ -66,7 +66,7 @@ class LocalStack:
         self.name = name
         self.folder = (cache or cache_folder()) / "stack" / name
         self._file = self.folder / "stack.json"
-        self._lock = self.folder.with_suffix(".lock")
+        self._lock = self.folder.with_name(f"{name}.lock")
 
     def up(self, kafka: str = "embedded", redis: str | None = None) -> StackStatus:
         """Starts what does not run yet and blocks until both servers are ready.

@@ -11,6 +11,7 @@ import pytest
 from stream import app
 from stream.clock import SystemClock
 from stream.config import load_settings
+from stream.history.batch import HistoryBatch
 from stream.simulate.payments import DAY_MS
 from stream.simulate.simulation import LABEL_MATURITY_DAYS, Simulation
 from stream.stack import ApacheKafka, RedisServer
@@ -74,9 +75,12 @@ def train_bundle(simulation: Simulation, folder: Path) -> None:
         alert_rate=0.05,
         device="cpu",
         net=NetOptions(hidden=8, embedding=2, width=16),
-        fit=FitOptions(epochs=2, batch_size=256, learning_rate=1e-2),
+        fit=FitOptions(epochs=3, batch_size=64, learning_rate=1e-2),
     )
     trained = train(dataset, options)
-    export_bundle(
-        trained, domain, folder, name="tiny", version="7", command="riskstream train", clock=SystemClock()
-    )
+    export_bundle(trained, domain, folder, name="tiny", version="7", command="riskstream train", clock=SystemClock())
+
+
+def after_history(simulation: Simulation, events: int) -> HistoryBatch:
+    """What follows the days that the bundle was trained on."""
+    return simulation.generate(events, from_ms=simulation.start_ms + _HISTORY_DAYS * DAY_MS)

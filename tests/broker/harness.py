@@ -371,9 +371,7 @@ def undisturbed(deployment: Deployment, phases: Sequence[Phase]) -> dict[tuple[s
         admin.create_topic(topic, partitions=deployment.partitions, replication_factor=1, config={})
     store = MemoryStore(settings.state_namespace, deployment.domain.spec_id)
     metrics = Metrics(CollectorRegistry())
-    worker = app.build_worker(
-        settings, deployment.domain, client, store, metrics, scorer=None, clock=SystemClock()
-    )
+    worker = app.build_worker(settings, deployment.domain, client, store, metrics, scorer=None, clock=SystemClock())
     worker.start()
     producer, reader = client.plain_producer(), client.reader()
     inputs = (topics.transactions, topics.labels)

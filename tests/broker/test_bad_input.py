@@ -78,9 +78,7 @@ BAD = {
     "very deep nesting": Bad(with_text("attributes", nested(9_000)), "too_deep", None, "decode"),
     "deep lists": Bad(b"[" * 60_000, "too_deep", None, "decode"),
     "duplicate key": Bad(event()[:-1] + b',"amount": 1}', "duplicate_key", "amount", "decode"),
-    "duplicate key inside": Bad(
-        with_text("attributes", '{"a": 1, "a": 2}'), "duplicate_key", "attributes", "decode"
-    ),
+    "duplicate key inside": Bad(with_text("attributes", '{"a": 1, "a": 2}'), "duplicate_key", "attributes", "decode"),
 }
 
 BAD_LABELS = {

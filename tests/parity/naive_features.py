@@ -9,119 +9,18 @@ remembers, the twin gives bounds instead of a number.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from stream.features import operators
 from stream.features.spec import Domain, window_ms
+from tests.parity.naive_history import Account, Bounds, Event, Label, Outcome, Past, Shared, Value, Window, latest
 
 REMEMBERED = 64
 VERDICTS = 16
 TILES = 16
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
-
-
-@dataclass(frozen=True)
-class Event:
-    partition: int
-    offset: int
-    time_ms: int
-    amount_minor: int
-    """-1 without a rate."""
-    account: str
-    event_id: str
-    entities: Mapping[str, str | None]
-    categories: Mapping[str, int]
-    latitude: float | None = None
-    longitude: float | None = None
-
-
-@dataclass(frozen=True)
-class Label:
-    partition: int
-    offset: int
-    time_ms: int
-    known_ms: int
-    fraud: bool
-    amount_minor: int
-    account: str
-    event_id: str
-    entities: Mapping[str, str | None]
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What an approximate value must lie in, ends included."""
-
-    low: float
-    high: float
-
-    def map(self, function: Callable[[float], float]) -> Bounds:
-        return Bounds(function(self.low), function(self.high))
-
-
-Value = float | Bounds
-
-
-@dataclass
-class Past:
-    """An event that the account remembers having had; `fraud` once a label confirmed it."""
-
-    event: Event
-    fraud: bool = False
-
-
-@dataclass
-class Account:
-    past: list[Past] = field(default_factory=list)  # since the account began anew
-    steps: list[list[Value]] = field(default_factory=list)  # likewise
-    ids: list[str] = field(default_factory=list)  # of all events ever folded
-    verdicts: list[tuple[str, bool]] = field(default_factory=list)
-    frauds: int = 0
-    last_fraud: int | None = None
-
-    @property
-    def newest(self) -> int | None:
-        return max((p.event.time_ms for p in self.past), default=None)
-
-    @property
-    def first(self) -> int | None:
-        return min((p.event.time_ms for p in self.past), default=None)
-
-    def begin_anew(self) -> None:
-        self.past, self.steps, self.frauds, self.last_fraud = [], [], 0, None
-
-
-@dataclass
-class Shared:
-    """One entity as one partition saw it: (clock, amount) of events, (clock, change) of labels."""
-
-    events: list[tuple[int, int]] = field(default_factory=list)
-    changes: list[tuple[int, int]] = field(default_factory=list)
-    last_fraud: int | None = None
-
-    @property
-    def clock(self) -> int | None:
-        return self.events[-1][0] if self.events else None
-
-
-@dataclass(frozen=True)
-class Window:
-    count: int
-    sum_minor: int
-    fraud: int
-
-
-@dataclass
-class Outcome:
-    duplicate: bool
-    late: bool = False
-    saturated: bool = False
-    steps: list[list[Value]] = field(default_factory=list)
-    """The account's last T step vectors, this event's own last."""
-    aggregates: list[Value] = field(default_factory=list)
 
 
 class NaiveFeatures:
@@ -179,10 +78,6 @@ class NaiveFeatures:
                 if change > 0:
                     shared.last_fraud = latest(shared.last_fraud, label.known_ms)
         return change
-
-
-def latest(one: int | None, other: int | None) -> int | None:
-    return max((t for t in (one, other) if t is not None), default=None)
 
 
 class Moment:

@@ -14,7 +14,7 @@ from stream.features.assemble import FeatureState
 from stream.features.batch import Assembled, EventBatch, LabelBatch
 from stream.features.columns import hash_ids
 from stream.features.spec import Domain
-from tests.parity.naive_features import Event, Label
+from tests.parity.naive_history import Event, Label
 
 START_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000

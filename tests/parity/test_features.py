@@ -17,7 +17,8 @@ from stream.features import operators
 from stream.features.assemble import FeatureState
 from stream.features.pool import ArenaFullError
 from tests.parity import streams
-from tests.parity.naive_features import TWINS, Bounds, Event, NaiveFeatures, Outcome, Shared, Value
+from tests.parity.naive_features import TWINS, NaiveFeatures
+from tests.parity.naive_history import Bounds, Event, Outcome, Shared, Value
 from tests.parity.streams import DAY_MS, HOUR_MS, START_MS, Item, Output, Shape
 
 LARGEST_STEP = 60_000.0

@@ -16,7 +16,7 @@ import pytest
 from stream.features.pool import RowPool
 from stream.features.rows import row_offsets
 from tests.parity import streams
-from tests.parity.naive_features import Event, Label
+from tests.parity.naive_history import Event, Label
 from tests.parity.streams import DAY_MS, Item, Output, Shape
 
 Name = tuple[str, int, str]

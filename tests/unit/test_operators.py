@@ -20,7 +20,7 @@ from stream.domains.payments import DOMAIN
 from stream.features import operators, view
 from stream.features.spec import MAX_CATEGORY_CODE
 from tests.parity import streams
-from tests.parity.naive_features import Event
+from tests.parity.naive_history import Event
 from tests.parity.streams import DAY_MS, HOUR_MS, Item, Shape
 
 MONDAY_MS = 1_704_067_200_000  # 1 January 2024, 00:00 UTC

@@ -26,6 +26,7 @@ from stream.engine.turn import Turn
 from stream.engine.worker import Worker
 from stream.errors import ConfigError, FatalError, NotAuthorisedError, TopicError
 from stream.features.assemble import FeatureState
+from stream.features.assemble import check as check_domain
 from stream.features.money import Rates
 from stream.features.spec import Domain
 from stream.health import HealthServer, Status
@@ -48,6 +49,7 @@ def load_domain(settings: Settings) -> Domain:
         ) from None
     if not isinstance(domain, Domain):
         raise ConfigError(f"domain: {settings.domain!r} is no Domain declaration")
+    check_domain(domain)
     return domain
 
 
@@ -98,6 +100,7 @@ def build_worker(
     fault: Callable[[str], None] = no_fault,
 ) -> Worker:
     """A worker over these ports. TopicError when the topics are not as they must be."""
+    check_arena(settings)
     partitions = check_topics(settings, client)
     rates = load_rates(settings, domain)
     share = settings.state.entity_scope == "all" and partitions[settings.topics.transactions] > 1
@@ -115,6 +118,15 @@ def build_worker(
     if scorer is not None:
         metrics.set_model("champion", scorer.manifest.name, scorer.manifest.version, domain.spec_id)
     return Worker(settings, client, keeper, turn, restorer, metrics, clock, fault=fault)
+
+
+def check_arena(settings: Settings) -> None:
+    """ConfigError when one turn could need more rows than fit."""
+    least = 2 * settings.batch.max_events
+    for name in ("arena_accounts", "arena_entities"):
+        value = getattr(settings.state, name)
+        if value < least:
+            raise ConfigError(f"state.{name} = {value}: must be at least twice batch.max_events, {least}")
 
 
 def check_topics(settings: Settings, client: KafkaClient) -> dict[str, int]:

@@ -144,12 +144,13 @@ class Metrics:
             if sample.name.endswith("_total")
         }
         per_event = 1e6 / max(events, 1.0)
-        lines = [f"{'stage':<8} {'cpu s':>9} {'wall s':>9} {'cpu us/event':>13}"]
-        for stage in STAGES:
-            lines.append(f"{stage:<8} {cpu[stage]:9.2f} {wall[stage]:9.2f} {cpu[stage] * per_event:13.1f}")
-        total_cpu, total_wall = sum(cpu.values()), sum(wall.values())
-        lines.append(f"{'all':<8} {total_cpu:9.2f} {total_wall:9.2f} {total_cpu * per_event:13.1f}")
-        return "\n".join([*lines, f"{events:,.0f} events"])
+        cpu["all"], wall["all"] = sum(cpu.values()), sum(wall.values())
+        head = f"{'stage':<8} {'cpu s':>9} {'wall s':>9} {'cpu us/event':>13}"
+        rows = [
+            f"{stage:<8} {cpu[stage]:9.2f} {wall[stage]:9.2f} {cpu[stage] * per_event:13.1f}"
+            for stage in (*STAGES, "all")
+        ]
+        return "\n".join([head, *rows, f"{events:,.0f} events"])
 
     def count_turn(self, partition: int, *, read: int, scored: int, duplicates: int, dead_letters: int) -> None:
         """Counts one committed turn of a partition, and sets its identity gap."""

@@ -117,6 +117,7 @@ class Worker:
         6. flush rows, if it is time
         """
         self._last_turn = self._clock.monotonic()
+        self._metrics.last_turn.set(self._clock.now_ms() / 1000)
         self._poll()
         self._restore_some()
         shares = inputs.take(self._in_turn(), self._caught_up(), self._settings.batch.max_events)
@@ -227,7 +228,7 @@ class Worker:
             self._start_over((share.partition for share in shares), error)
             return
         self._turn.count(shares, result)
-        self._measure(shares)
+        self._measure([share.partition for share in shares])
         self._fault("turn:after_commit")
 
     def _commit(self, shares: list[Share], result: TurnResult) -> None:
@@ -335,6 +336,7 @@ class Worker:
         self._leave_degraded()
         try:
             self._flush(self._with_rows())
+            self._measure(self._running())
         except UnavailableError as error:
             self._metrics.redis_errors.labels("unavailable").inc()
             self._log.warning("flush failed; rows wait in memory", error=str(error))
@@ -356,10 +358,10 @@ class Worker:
         if degraded and self._keeper.store_answers(degraded[0].number):
             self._start_over(degraded, StateLostError("the store is back; scores without history are not kept"))
 
-    def _measure(self, shares: list[Share]) -> None:
-        """Gauges of the partitions of a turn: cheap enough for each."""
+    def _measure(self, partitions: list[Partition]) -> None:
+        """Gauges of the partitions of a turn or a flush: cheap enough for each."""
         topics = self._settings.topics
-        for partition in (share.partition for share in shares):
+        for partition in partitions:
             label = str(partition.number)
             for topic, done in (
                 (topics.transactions, partition.done.transactions),
@@ -371,7 +373,6 @@ class Worker:
             flushed = partition.checkpoint or partition.base
             self._metrics.checkpoint_lag.labels(label).set(sum(partition.done) - sum(flushed))
         self._metrics.labels_waiting.set(sum(len(p.waiting_labels) for p in self._partitions.values()))
-        self._metrics.last_turn.set(self._clock.now_ms() / 1000)
         self._keeper.measure()
 
     # --- small questions

@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.errors import ConfigError
 from stream.features import entities, labels
 from stream.features.batch import Assembled, EventBatch, LabelBatch
 from stream.features.columns import entity_codes
@@ -21,7 +22,7 @@ from stream.features.duplicates import find_duplicates
 from stream.features.operators import Operator
 from stream.features.pool import RowPool, Slots
 from stream.features.rows import NEVER, RING, TILES, AccountRows, EntityRows, code_bits, tile_widths_ms
-from stream.features.spec import Domain, window_ms
+from stream.features.spec import Domain
 from stream.features.view import LOG_SCALE, EntityColumns, View
 
 I64 = NDArray[np.int64]
@@ -54,13 +55,14 @@ class FeatureState:
         fields = [field for op in (*self._step, *self._aggregates) for field in op.same_fields]
         self.accounts = AccountRows(domain, accounts, tuple(dict.fromkeys(fields)))
         self.entities = {entity.name: EntityRows(entity, entities) for entity in domain.entities}
-        self._horizon_ms = max(window_ms(window) for window in domain.windows)
         self._widths_ms = tile_widths_ms(domain.windows)
+        self._located: tuple[EventBatch | LabelBatch, Located] | None = None
 
     # --- rows in and out of memory
 
     def next_turn(self) -> None:
         """Rows of earlier turns may be evicted from now on."""
+        self._located = None  # looking up again pins the rows for the new turn
         for pool in self.pools():
             pool.next_turn()
 
@@ -94,6 +96,7 @@ class FeatureState:
 
     def admit(self, names: Sequence[RowName], keys: Sequence[bytes], rows: Sequence[bytes | None]) -> None:
         """Takes rows into memory: as packed, or new where None. ArenaFullError when there is no room."""
+        self._located = None
         groups: dict[tuple[str, int], list[int]] = {}
         for i, (kind, partition, _) in enumerate(names):
             groups.setdefault((kind, partition), []).append(i)
@@ -126,6 +129,7 @@ class FeatureState:
 
     def drop(self, partition: int) -> None:
         """Forgets every row of a partition, unwritten changes too."""
+        self._located = None
         for pool in self.pools():
             pool.drop(partition)
 
@@ -133,6 +137,12 @@ class FeatureState:
         return self.accounts if kind == "account" else self.entities[kind]
 
     def _locate(self, batch: EventBatch | LabelBatch) -> Located:
+        """The slots of a batch; looked up once until rows come or go."""
+        if self._located is None or self._located[0] is not batch:
+            self._located = (batch, self._look_up(batch))
+        return self._located[1]
+
+    def _look_up(self, batch: EventBatch | LabelBatch) -> Located:
         accounts = np.full(len(batch), -1, dtype=np.int64)
         kinds = {kind: np.full(len(batch), -1, dtype=np.int64) for kind in self.entities}
         for partition in np.unique(batch.partition).tolist():
@@ -152,10 +162,10 @@ class FeatureState:
         if (located.accounts < 0).any():
             raise ValueError("fold_labels: rows are missing; load what `missing` names first")
         outcome = labels.fold_accounts(self.accounts, located.accounts, batch)
-        for kind, slots in located.entities.items():
+        for kind, found in located.entities.items():
             rows = self.entities[kind]
-            included = batch.offset < rows.pool["labels_offset"][slots]
-            slots[outcome.duplicate | included] = -1
+            included = batch.offset < rows.pool["labels_offset"][found]
+            slots = np.where(outcome.duplicate | included, -1, found)
             entities.fold_labels(rows, slots, outcome.change, batch.known_ms, batch.offset)
         return outcome
 
@@ -195,9 +205,9 @@ class FeatureState:
         self, batch: EventBatch, located: Located, duplicate: NDArray[np.bool_], result: Assembled
     ) -> dict[str, EntityColumns]:
         columns = {}
-        for kind, slots in located.entities.items():
+        for kind, found in located.entities.items():
             rows = self.entities[kind]
-            slots[duplicate | (batch.offset < rows.pool["offset"][slots])] = -1
+            slots = np.where(duplicate | (batch.offset < rows.pool["offset"][found]), -1, found)
             own, merged, shared = entities.evaluate_and_fold(
                 rows, slots, batch.time_ms, batch.amount_minor, batch.offset, use_others=self.use_others
             )
@@ -228,7 +238,7 @@ class FeatureState:
         pool = self.accounts.pool
         newest = pool["newest"][slots]
         time_ms = batch.time_ms[index]
-        idle = (newest > NEVER) & (time_ms - newest > self._horizon_ms)
+        idle = (newest > NEVER) & (time_ms - newest > self.accounts.horizon_ms)
         if idle.any():
             self.accounts.begin_anew(slots[idle])
         view = View(batch, codes, columns, self.accounts, index, slots)
@@ -344,3 +354,29 @@ def _rounds(slots: Slots, active: NDArray[np.bool_]) -> list[I64]:
     by_rank = np.argsort(rank, kind="stable")
     ends = np.cumsum(np.bincount(rank))[:-1]
     return [np.sort(part) for part in np.split(chosen[order][by_rank], ends)]
+
+
+def check(domain: Domain) -> None:
+    """Tries the domain's operators on one event. ConfigError names what one of them lacks."""
+    state = FeatureState(domain, accounts=1, entities=1)
+    batch = EventBatch(
+        events=[{}],
+        partition=np.zeros(1, dtype=np.int32),
+        offset=np.zeros(1, dtype=np.int64),
+        time_ms=np.zeros(1, dtype=np.int64),
+        amount_minor=np.zeros(1, dtype=np.int64),
+        accounts=[""],
+        event_hash=np.zeros(1, dtype=np.uint64),
+        entities={entity.name: [None] for entity in domain.entities},
+        categories={category.field: np.zeros(1, dtype=np.int16) for category in domain.categories},
+        latitude=np.full(1, np.nan),
+        longitude=np.full(1, np.nan),
+    )
+    state.admit_new(batch)
+    try:
+        state.assemble(batch)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"domain {domain.name!r}: a feature names {error.args[0]!r}, which the domain does not declare among "
+            f"its windows, entities and categories"
+        ) from None

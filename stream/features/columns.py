@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +12,9 @@ from numpy.typing import NDArray
 
 from stream.features.batch import EventBatch, LabelBatch
 from stream.features.spec import Category, Domain
+
+MAX_AMOUNT_MINOR = 10**15
+"""Larger amounts count as this much, so that no sum of a window leaves int64."""
 
 
 class MoneyConverter(Protocol):
@@ -77,7 +79,8 @@ class ColumnBuilder:
     def _amounts(self, events: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
         domain = self._domain
         amounts = np.array([event[domain.amount_field] for event in events], dtype=np.float64)
-        return self._money.to_minor(amounts, [event[domain.currency_field] for event in events])
+        minor = self._money.to_minor(amounts, [event[domain.currency_field] for event in events])
+        return np.minimum(minor, MAX_AMOUNT_MINOR)
 
     def _entities(self, events: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
         return {e.name: [event.get(e.field) for event in events] for e in self._domain.entities}
@@ -108,12 +111,6 @@ def entity_codes(identities: Sequence[str | None]) -> NDArray[np.uint32]:
     """crc32 of each identity, 0 where it is missing (a crc of 0 becomes 1): (B,)."""
     crc32 = zlib.crc32
     return np.array([0 if i is None else crc32(i.encode()) or 1 for i in identities], dtype=np.uint32)
-
-
-def parse_time_ms(text: str) -> int:
-    """RFC 3339 text to milliseconds since the epoch, sub-millisecond digits cut off."""
-    moment = datetime.fromisoformat(text)
-    return round(moment.timestamp() * 1_000_000) // 1000
 
 
 def _numbers(events: Sequence[Mapping[str, Any]], field: str) -> NDArray[np.float64]:

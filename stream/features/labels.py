@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stream.features.batch import LabelBatch
 from stream.features.pool import Slots
-from stream.features.rows import LABEL_RING, AccountRows
+from stream.features.rows import LABEL_RING, NEVER, AccountRows
 from stream.features.view import LOG_SCALE
 
 I64 = NDArray[np.int64]
@@ -50,6 +50,9 @@ def fold_accounts(rows: AccountRows, slots: Slots, batch: LabelBatch) -> LabelOu
             continue
         change = int(fraud) - int(was_fraud)
         outcome.change[i] = change
+        if NEVER < pool["newest"][slot] < int(batch.known_ms[i]) - rows.horizon_ms:
+            # As the account's next event would do; else what a freed row forgot would show.
+            rows.begin_anew(np.array([slot]))
         _remember(rows, slot, batch, i, change)
     return outcome
 

@@ -21,6 +21,8 @@ from stream.features.view import View
 
 F64 = NDArray[np.float64]
 _DAY_MS = 86_400_000
+LONGEST_MEMORY_MS = 30 * _DAY_MS
+"""What became known longer ago is forgotten by event time, before the store may free the row."""
 _HOUR_MS = 3_600_000
 
 
@@ -234,7 +236,7 @@ class Frauds(_Magnitude):
 
 @dataclass(frozen=True, slots=True)
 class SinceFraud(_Magnitude):
-    """Days since a fraud of the account last became known; NaN if none did."""
+    """Days since a fraud of the account last became known; NaN if none did in 30 days."""
 
     def compute(self, view: View) -> list[F64]:
         return self.scaled(_days_since(view.row("last_fraud"), view.time_ms))
@@ -335,7 +337,7 @@ class EntityFraudShare(_Plain):
 
 @dataclass(frozen=True, slots=True)
 class EntitySinceFraud(_Magnitude):
-    """Days since a fraud at the entity last became known; NaN if none did."""
+    """Days since a fraud at the entity last became known; NaN if none did in 30 days."""
 
     entity: str = "merchant"
 
@@ -344,7 +346,7 @@ class EntitySinceFraud(_Magnitude):
 
 
 def _days_since(moment_ms: NDArray[np.int64], time_ms: NDArray[np.int64]) -> F64:
-    known = moment_ms > NEVER
+    known = moment_ms > np.maximum(time_ms - LONGEST_MEMORY_MS, NEVER)
     elapsed = np.where(known, np.maximum(time_ms - moment_ms, 0), 0) / _DAY_MS
     return np.where(known, elapsed, np.nan)
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.errors import ConfigError
 from stream.features.pool import RowField, RowPool, Slots
 from stream.features.spec import Domain, Entity, window_ms
 
@@ -25,6 +26,8 @@ LABEL_RING = 16
 """Labels that an account remembers, to recognise a repeated or a revised verdict."""
 TILES = 16
 """Tiles per window: a tile is a sixteenth of its window, the largest error of a tiled count."""
+_SHORTEST_WINDOW_MS = 60_000
+"""Tile numbers are int32: a tile of this window still has room until the year 2100."""
 NEVER = -(2**62)
 """A time before all times."""
 
@@ -84,7 +87,10 @@ def tile_fields(windows: int, *, fraud: bool) -> tuple[RowField, ...]:
 
 
 def tile_widths_ms(windows: Sequence[str]) -> NDArray[np.int64]:
-    """(W,): width of a tile of each window, in milliseconds."""
+    """(W,): width of a tile of each window, in milliseconds. ConfigError for one that is too short to number."""
+    short = [window for window in windows if window_ms(window) < _SHORTEST_WINDOW_MS]
+    if short:
+        raise ConfigError(f"window {short[0]!r}: the shortest is {_SHORTEST_WINDOW_MS // 1000} s")
     return np.array([window_ms(window) // TILES for window in windows], dtype=np.int64)
 
 
@@ -100,6 +106,8 @@ class AccountRows:
     def __init__(self, domain: Domain, capacity: int, same_fields: Sequence[str]) -> None:
         """`same_fields`: entities or categories whose code each ring entry keeps (in `code_<field>`)."""
         self.windows = domain.windows
+        self.window_ms = np.array([window_ms(window) for window in domain.windows], dtype=np.int64)
+        self.horizon_ms = int(self.window_ms.max())
         self.same_fields = tuple(same_fields)
         self.tile_field = same_fields[0] if same_fields else None  # whose distinct values the tiles remember
         step = RowField("steps", "<f2", (domain.sequence_length, len(domain.step_columns)))

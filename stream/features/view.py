@@ -85,10 +85,22 @@ class View:
         """(n, 64): age of each remembered event at this one; negative for those of later times."""
         return self._keep(("age",), lambda: self.time_ms[:, None] - self.row("ring_time"))
 
+    @property
+    def inside_all(self) -> Bools:
+        """(n, W, 64): remembered events in (t - window, t] of each of the domain's windows."""
+
+        def compute() -> Bools:
+            age = self.age_ms[:, None, :]
+            return (age >= 0) & (age < self._accounts.window_ms[:, None])
+
+        return self._keep(("inside",), compute)
+
     def inside(self, window: str) -> Bools:
-        """(n, 64): remembered events in (t - window, t]."""
-        age = self.age_ms
-        return self._keep(("inside", window), lambda: (age >= 0) & (age < window_ms(window)))
+        """(n, 64): the same of one window."""
+        return self.inside_all[:, self._window(window)]
+
+    def _window(self, window: str) -> int:
+        return self._accounts.windows.index(window)
 
     def same(self, field: str) -> Bools:
         """(n, 64): remembered events with this event's code of `field`; none where it is missing."""
@@ -97,16 +109,21 @@ class View:
 
     def count(self, window: str) -> F64:
         """Events in the window, this one included."""
+        remembered = self._keep(("counts",), lambda: np.count_nonzero(self.inside_all, axis=2))
         return self._keep(
-            ("count", window), lambda: self.inside(window).sum(axis=1) + 1.0 + self._tiled("tile_count", window)
+            ("count", window), lambda: remembered[:, self._window(window)] + 1.0 + self._tiled("tile_count", window)
         )
 
     def sum(self, window: str) -> F64:
         """Sum of amounts in the window in major units, this one included; no rate counts as 0."""
 
+        def remembered() -> I64:
+            amounts: I64 = np.maximum(self.row("ring_amount"), 0)[:, None, :]
+            sums: I64 = np.where(self.inside_all, amounts, 0).sum(axis=2)
+            return sums
+
         def compute() -> F64:
-            amounts: I64 = np.maximum(self.row("ring_amount"), 0)
-            inside = np.where(self.inside(window), amounts, 0).sum(axis=1)
+            inside = self._keep(("sums",), remembered)[:, self._window(window)]
             total: I64 = inside + np.maximum(self.amount_minor, 0) + self._tiled("tile_sum", window)
             return total / 100.0
 
@@ -116,11 +133,12 @@ class View:
         """Different codes of `field` in the window, this event's included; missing ones don't count."""
 
         def compute() -> F64:
-            others = self.inside(window) & ~self.same(field)
-            known = (others & self.row(f"newest_{field}")).sum(axis=1)
+            newest = self._keep(("others", field), lambda: self.row(f"newest_{field}") & ~self.same(field))
+            known = np.count_nonzero(self.inside(window) & newest, axis=1)
             late = np.flatnonzero(self.time_ms < self.row("newest"))
             if len(late):  # the newest of a code may lie after a late event, an older one before it
-                codes = np.sort(np.where(others[late], self.row(f"code_{field}")[late], 0), axis=1)
+                others = self.inside(window)[late] & ~self.same(field)[late]
+                codes = np.sort(np.where(others, self.row(f"code_{field}")[late], 0), axis=1)
                 known[late] = (np.diff(codes, axis=1) != 0).sum(axis=1) + (codes[:, 0] != 0)
             exact = (known + (self._codes[field][self.index] != 0)).astype(np.float64)
             return self._tiled_distinct(field, window, exact) if field == self._accounts.tile_field else exact
@@ -151,8 +169,7 @@ class View:
     @property
     def saturated(self) -> Bools:
         """(n,): an event that left the ring is later than the start of the longest window."""
-        longest = max(window_ms(window) for window in self._accounts.windows)
-        return self.row("left") > self.time_ms - longest
+        return self.row("left") > self.time_ms - self._accounts.horizon_ms
 
     # --- the account's own norm
 

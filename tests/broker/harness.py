@@ -40,6 +40,7 @@ from stream.topics import create_topics, plan_topics
 PATIENCE_S = 90.0
 START_MS = 1_767_225_600_000
 SESSION_TIMEOUT_S = 6.0
+FAULTY_WORKER = Path(__file__).with_name("faulty_worker.py")
 _ENVELOPE = frozenset({"scored_at", "entity_view_age_ms"})
 """Fields of a score that tell when it was made, and so differ between two runs."""
 
@@ -176,7 +177,7 @@ class WorkerProcess(LocalServer):
     def is_ready(self) -> bool:
         return self.process is not None and self.get("/readyz")[0] == 200
 
-    def metric(self, name: str, **labels: str) -> float:
+    def metric(self, name: str, /, **labels: str) -> float:
         """The sum of the samples of this name that have these labels."""
         status, text = self.get("/metrics")
         assert status == 200

@@ -13,7 +13,7 @@ from stream.events.moments import moment_text
 from tests.broker.conftest import Deploy
 from tests.broker.harness import Message, Output, label_of, message_of, payments
 
-pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.xdist_group("workers")]
+pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
 GOOD = next(payments(1, seed=3))
 

@@ -7,7 +7,7 @@ import pytest
 from tests.broker.conftest import Deploy
 from tests.broker.harness import messages_of, payments, until
 
-pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.xdist_group("workers-moving")]
+pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
 
 def test_workers_that_join_and_leave_share_the_events(deploy: Deploy) -> None:

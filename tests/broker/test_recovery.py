@@ -17,6 +17,7 @@ from stream.kafka.port import TopicPartition
 from stream.stack import RedisServer
 from tests.broker.conftest import Deploy
 from tests.broker.harness import (
+    FAULTY_WORKER,
     SESSION_TIMEOUT_S,
     Deployment,
     Phase,
@@ -30,9 +31,8 @@ from tests.broker.harness import (
 )
 from tests.conftest import require
 
-pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.xdist_group("workers-moving")]
+pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
-HALTING_WORKER = Path(__file__).with_name("halting_worker.py")
 TAKEOVER_S = SESSION_TIMEOUT_S + 9.0
 """The session's end, and then no more than it takes to restore on a busy machine."""
 
@@ -74,7 +74,7 @@ def test_the_open_transaction_of_a_killed_worker_holds_nobody_up(deploy: Deploy,
     """The transaction would time out only after a minute."""
     deployment = deploy(partitions=2, kafka__transaction_timeout_ms=60_000)
     halt = tmp_path / "halt"
-    halted = deployment.worker("w0", program=(HALTING_WORKER, point, halt))
+    halted = deployment.worker("w0", program=(FAULTY_WORKER, point, "halt", halt))
     survivor = deployment.worker("w1")
     deployment.started(halted, survivor)
     events = list(payments(400))
@@ -173,7 +173,6 @@ def test_a_redis_that_loses_its_data_changes_no_score(deploy: Deploy, own_redis:
     assert kinds[0] == "clean"
     assert ("rebuild" in kinds) == (lost != "restarted with its data"), kinds
     assert worker.metric("riskstream_identity_gap_events") == 0
-    print(worker.output())
     assert worker.terminate() == 0
     check_undisturbed(deployment, [Phase(events[:600], labels), Phase(events[600:])])
 

@@ -86,7 +86,7 @@ class FormulaScorer:
         values = np.where(np.isnan(aggregates), -1.0, np.arcsinh(aggregates.astype(np.float64)))
         first = np.sin(seen * np.linspace(0.5, 1.5, seen.shape[1])).sum(axis=1)
         second = np.sin(values * np.linspace(0.3, 1.3, values.shape[1])).sum(axis=1)
-        log_odds = (0.7 * (first + second)).astype(np.float32)
+        log_odds = (0.7 * (first + second) - 1.2).astype(np.float32)
         components = {"sequence": _sigmoid(first), "aggregate": _sigmoid(second)}
         return Scores(_sigmoid(log_odds), log_odds, components)
 

@@ -64,6 +64,9 @@ class NaiveFeatures:
             return None
         account.verdicts.append((label.event_id, label.fraud))
         change = int(label.fraud) - int(bool(earlier and earlier[-1]))
+        newest = max((past.event.time_ms for past in account.past), default=None)
+        if newest is not None and label.known_ms - newest > self.horizon_ms:
+            account.begin_anew()
         account.frauds += change
         if change > 0:
             account.last_fraud = latest(account.last_fraud, label.known_ms)
@@ -238,7 +241,9 @@ class Moment:
         return moment
 
     def days_since(self, moment_ms: int | None) -> float:
-        return math.nan if moment_ms is None else max(self.event.time_ms - moment_ms, 0) / DAY_MS
+        if moment_ms is None or self.event.time_ms - moment_ms >= operators.LONGEST_MEMORY_MS:
+            return math.nan
+        return max(self.event.time_ms - moment_ms, 0) / DAY_MS
 
 
 def unit_vector(latitude: float | None, longitude: float | None) -> tuple[float, float, float]:

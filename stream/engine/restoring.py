@@ -83,9 +83,16 @@ class Restorer:
         if partition.number not in self._jobs and not self._begin(partition, consumer):
             return False
         job = self._jobs[partition.number]
-        for step in job.replay.steps():
-            self._replay(partition, step, flush_all)
-            self._fault("restore:after_step")
+        try:
+            for step in job.replay.steps():
+                self._replay(partition, step, flush_all)
+                self._fault("restore:after_step")
+        except UnavailableError:
+            # What was read and is not folded yet will not be read again: begin anew from the store's checkpoint.
+            self.forget(partition.number)
+            self._keeper.drop(partition.number)
+            partition.phase = Phase.ASSIGNED
+            raise
         self._metrics.restore_remaining.labels(str(partition.number)).set(job.replay.remaining)
         if not job.replay.finished:
             return False

@@ -55,6 +55,7 @@ class Worker:
         self._producer: Producer = client.producer(transactional_id(settings))
         self._paused_topics: set[str] = set()
         self._waiting_for_store = False
+        self._must_abort = False
         self._turns = 0
         self._last_flush = self._last_turn = clock.monotonic()
         self._log = structlog.get_logger("riskstream.worker")
@@ -85,7 +86,12 @@ class Worker:
         self.start()
         try:
             while not stop.is_set():
-                self.run_once()
+                try:
+                    self.run_once()
+                except UnavailableError as error:
+                    # Kafka is away between two turns: nothing has been taken, so nothing is lost by asking again.
+                    self._log.warning("Kafka is away", error=str(error))
+                    stop.wait(_RETRY_WAIT_MS / 1000)
             self.finish()
         finally:
             self._producer.close()
@@ -109,7 +115,7 @@ class Worker:
     def run_once(self) -> None:
         """One turn:
 
-        1. poll (the rebalance callbacks run here)
+        1. poll (the rebalance callbacks run here); end a transaction that failed
         2. one step for each partition that is restoring
         3. take what is due: labels first, then transactions
         4. load rows, fold, score, decide (turn.py)
@@ -119,6 +125,7 @@ class Worker:
         self._last_turn = self._clock.monotonic()
         self._metrics.last_turn.set(self._clock.now_ms() / 1000)
         self._poll()
+        self._abort_if_owed()
         self._restore_some()
         shares = inputs.take(self._in_turn(), self._caught_up(), self._settings.batch.max_events)
         if shares:
@@ -224,7 +231,9 @@ class Worker:
         try:
             self._commit(shares, result)
         except (TurnAborted, UnavailableError) as error:
-            self._abort(error)
+            self._metrics.aborts.inc()
+            self._log.warning("transaction aborted", error=str(error))
+            self._must_abort = True
             self._start_over((share.partition for share in shares), error)
             return
         self._turn.count(shares, result)
@@ -261,16 +270,11 @@ class Worker:
             producer.commit()
         self._metrics.commits.inc()
 
-    def _abort(self, error: Exception) -> None:
-        """Ends the transaction. Where even that fails, a new producer of the same id does."""
-        self._metrics.aborts.inc()
-        self._log.warning("transaction aborted", error=str(error))
-        try:
+    def _abort_if_owed(self) -> None:
+        """Ends the transaction that failed. UnavailableError: again at the next turn; nothing is taken before."""
+        if self._must_abort:
             self._producer.abort()
-        except (TurnAborted, UnavailableError):
-            self._producer.close()
-            self._producer = self._client.producer(transactional_id(self._settings))
-            self._producer.init_transactions()
+            self._must_abort = False
 
     def _start_over(self, partitions: Iterable[Partition], error: Exception) -> None:
         """The error path is the start path: forget the rows, restore."""

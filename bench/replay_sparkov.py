@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import signal
 import subprocess
@@ -139,7 +138,7 @@ def _by_origin(path: Path) -> dict[str, Any]:
     }
 
 
-def quality(online: Path) -> dict[str, float]:
+def quality(online: Path) -> dict[str, float | None]:
     """AUC and average precision of the scores after the training period."""
     scores = pq.read_table(online, columns=["event_id", "probability"])
     truth = pq.read_table(HISTORY, columns=["trans_num", "unix_time", "is_fraud"])
@@ -148,7 +147,7 @@ def quality(online: Path) -> dict[str, float]:
     until_s = int(np.datetime64(TRAIN_UNTIL, "s").astype(np.int64))
     tested = joined.filter(pc.greater_equal(joined["unix_time"].cast("int64"), until_s))
     if tested.num_rows == 0:
-        return {"auc": math.nan, "average_precision": math.nan}
+        return {"auc": None, "average_precision": None}  # a quick try that ends before the training does
     fraud, probability = tested["is_fraud"].to_numpy(), tested["probability"].to_numpy()
     return {
         "auc": round(float(roc_auc_score(fraud, probability)), 4),
@@ -172,10 +171,11 @@ def workers(bundle: Path, environment: Mapping[str, str], folder: Path) -> Itera
     """The workers as processes; ended with SIGTERM, and each must then exit with 0."""
     running = []
     for number in range(WORKERS):
-        log = (folder / f"worker-{number}.log").open("ab")
+        log = (folder / f"worker-{number}.log").open("wb")
         command = [*COMMAND, "run", "--worker-id", f"worker-{number}", "--bundle", str(bundle)]
         running.append(subprocess.Popen(command, stderr=log, env=os.environ | environment))
     try:
+        wait_until_assigned(running, [folder / f"worker-{number}.log" for number in range(WORKERS)])
         yield
         for process in running:
             process.send_signal(signal.SIGTERM)
@@ -187,6 +187,15 @@ def workers(bundle: Path, environment: Mapping[str, str], folder: Path) -> Itera
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def wait_until_assigned(running: list[subprocess.Popen[bytes]], logs: list[Path]) -> None:
+    """Until every worker has said in its log that it got partitions: loading torch is no part of the speed."""
+    deadline = time.monotonic() + _STALL_S
+    while not all('"assigned"' in log.read_text() for log in logs):
+        if time.monotonic() > deadline or any(process.poll() is not None for process in running):
+            raise SystemExit(f"a worker did not start: {logs[0].read_text()[-2000:]}")
+        time.sleep(0.2)
 
 
 def wait_until_done(environment: Mapping[str, str], partitions: int) -> None:

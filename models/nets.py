@@ -7,7 +7,7 @@ postponed annotations, so this file must not `from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -51,6 +51,11 @@ class NetOptions:
     dropout: float = 0.1
 
 
+def _tensor(values: NDArray[Any]) -> Tensor:
+    """A tensor with memory of its own: torch.export cannot save an empty one that numpy owns."""
+    return torch.from_numpy(values).clone()
+
+
 class ColumnEncoder(nn.Module):
     """(..., C) raw values, NaN where missing, to (..., `width`): normalised numbers, indicators, embeddings."""
 
@@ -81,10 +86,10 @@ class ColumnEncoder(nn.Module):
         self.register_buffer("log", torch.from_numpy(statistics.log))
         self.register_buffer("mean", torch.from_numpy(statistics.mean.astype(np.float32)))
         self.register_buffer("factor", torch.from_numpy(np.where(numeric, statistics.factor, 0.0).astype(np.float32)))
-        self.register_buffer("category_index", torch.from_numpy(category_index))
-        self.register_buffer("missing_index", torch.from_numpy(missing_index))
-        self.register_buffer("highest_code", torch.from_numpy((cardinality - 1).astype(np.float32)))
-        self.register_buffer("first_row", torch.from_numpy(np.cumsum(cardinality) - cardinality))
+        self.register_buffer("category_index", _tensor(category_index))
+        self.register_buffer("missing_index", _tensor(missing_index))
+        self.register_buffer("highest_code", _tensor((cardinality - 1).astype(np.float32)))
+        self.register_buffer("first_row", _tensor(np.cumsum(cardinality) - cardinality))
         # One table for all columns, each with its own range of rows: one look-up for all.
         self.table = nn.Embedding(max(1, int(cardinality.sum())), embedding)
         # From zero, so that a code that training never met says nothing.

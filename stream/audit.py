@@ -24,7 +24,7 @@ REMEMBERED = 64
 _SCORED, _DEAD, _SUSPICIOUS, _ALERTED, _WITHOUT_HISTORY, _PRESENT = 1, 2, 4, 8, 16, 32
 _EXAMPLES = 5
 _POLL_RECORDS, _POLL_MS, _PATIENCE_S = 2_000, 500, 60.0
-_HISTORY_MISSING = frozenset({"cold", "truncated", "degraded"})
+_HISTORY_MISSING = frozenset({"cold", "degraded"})
 
 Progress = Callable[[str, int, int], None]
 """(what is read, records so far, offsets to read)."""

@@ -23,6 +23,7 @@ Tell = Callable[["Published"], None]
 
 _IDLE_S = 0.005
 _TELL_EVERY = 256
+_LOOKED_AT = 20
 
 
 @dataclass(slots=True)
@@ -191,20 +192,24 @@ def play(
     return publisher.finish()
 
 
-def newest_event_ms(reader: Reader, topic: str, partitions: int, time_field: str = "timestamp") -> int | None:
-    """The greatest event time among the last records of each partition; None if there are none. Blocks."""
+def newest_event_ms(
+    reader: Reader, topic: str, partitions: int, now_ms: int, time_field: str = "timestamp"
+) -> int | None:
+    """The greatest event time up to now among the last records of each partition; None if there are none. Blocks."""
     newest: int | None = None
     for number in range(partitions):
         partition = TopicPartition(topic, number)
         first, end = reader.first_offset(partition), reader.end_offset(partition)
-        start = max(first, end - 20)
+        start = max(first, end - _LOOKED_AT)
         if start >= end:
             continue
         reader.assign({partition: start})
         while reader.position(partition) < end:
-            for record in reader.poll(100, 500).get(partition, ()):
+            for record in reader.poll(_LOOKED_AT, 500).get(partition, ()):
                 found = _time_of(record.value, time_field)
-                newest = found if newest is None or (found is not None and found > newest) else newest
+                # A malformed event may claim to be of the year 2099.
+                if found is not None and found <= now_ms:
+                    newest = max(found, newest or found)
     return newest
 
 

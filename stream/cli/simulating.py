@@ -27,13 +27,12 @@ def publish_simulation(
     json: bool,
 ) -> None:
     """Live traffic onto Kafka until `events`, or Ctrl-C. Goes on after the newest event that the topic holds."""
-    client, topic = connect(settings), settings.topics.transactions
+    client, topic, clock = connect(settings), settings.topics.transactions, SystemClock()
     with admin_of(client) as admin, reader_of(client) as reader:
-        newest = newest_event_ms(reader, topic, partition_counts(admin, settings)[topic])
+        newest = newest_event_ms(reader, topic, partition_counts(admin, settings)[topic], clock.now_ms())
     from_ms = simulation.start_ms if newest is None else max(simulation.start_ms, newest + 1)
     if from_ms > simulation.start_ms:
         note(f"goes on after the newest event of {topic}, {moment_text(from_ms)[:16]}")
-    clock = SystemClock()
     traffic = LiveTraffic(
         simulation,
         from_ms=from_ms,

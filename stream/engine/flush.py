@@ -112,15 +112,14 @@ class RowKeeper:
             self._metrics.arena_evictions.labels(pool.kind).inc(pool.evictions - counted)
             self._evictions[pool.kind] = pool.evictions
 
-    def must_flush(self) -> bool:
-        """Whether one more turn could bring an account past what a replay can tell apart."""
+    def must_flush(self, partitions: Collection[int]) -> bool:
+        """Whether one more turn could bring an account of these past what a replay can tell apart."""
         accounts = self._state.accounts
         used = accounts.pool.used_up_to
-        events, labels = accounts.unflushed_events[:used], accounts.unflushed_labels[:used]
-        return bool(
-            events.max(initial=0) > RING - ACCOUNT_EVENTS_PER_TURN
-            or labels.max(initial=0) > LABEL_RING - ACCOUNT_LABELS_PER_TURN
-        )
+        many_events = accounts.unflushed_events[:used] > RING - ACCOUNT_EVENTS_PER_TURN
+        many_labels = accounts.unflushed_labels[:used] > LABEL_RING - ACCOUNT_LABELS_PER_TURN
+        slots = np.flatnonzero(many_events | many_labels)
+        return not set(partitions).isdisjoint(accounts.pool.partition_of(slots).tolist())
 
     def flush(self, partitions: Collection[Partition]) -> int:
         """Writes the dirty rows of these partitions and then W of each. Nothing may be uncommitted.
@@ -129,22 +128,22 @@ class RowKeeper:
         Returns how many rows were written.
         """
         numbers = [partition.number for partition in partitions]
-        written = 0
-        flushed = []
-        for pool in self._state.pools():
-            slots = pool.dirty_slots(numbers)
-            written += self._write(pool.kind, slots)
-            flushed.append((pool.kind, slots))
-            self._fault(f"flush:after_{'accounts' if pool.kind == 'account' else 'entities'}")
+        dirty = [(pool.kind, pool.dirty_slots(numbers)) for pool in self._state.pools()]
+        if any(len(slots) for _, slots in dirty):
+            # Rows far ahead of W could not be replayed over: a store that came back with older data gets none.
+            self._store.load_rows([], {partition.number: partition.checkpoint for partition in partitions})
+        for kind, slots in dirty:
+            self._write(kind, slots)
+            self._fault(f"flush:after_{'accounts' if kind == 'account' else 'entities'}")
         for partition in partitions:
             if partition.checkpoint != partition.done:
                 self._store.write_checkpoint(partition.number, partition.checkpoint, partition.done)
             partition.flushed()
-        for kind, slots in flushed:
+        for kind, slots in dirty:
             self._state.mark_clean(kind, slots)
-        return written
+        return sum(len(slots) for _, slots in dirty)
 
-    def _write(self, kind: str, slots: np.ndarray[tuple[int], np.dtype[np.int64]]) -> int:
+    def _write(self, kind: str, slots: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
         pool = self._state.pool(kind)
         for start in range(0, len(slots), _WRITE_ROWS):
             chunk = slots[start : start + _WRITE_ROWS]
@@ -160,7 +159,6 @@ class RowKeeper:
                     by_partition.setdefault(partition, {})[pool.identity[slot]] = row
                 for partition, copies in by_partition.items():
                     self._store.publish_copies(kind, partition, copies)
-        return len(slots)
 
     def _key(self, kind: str, slot: int) -> bytes:
         pool = self._state.pool(kind)

@@ -35,26 +35,32 @@ class Share:
 def take(partitions: Iterable[Partition], caught_up: frozenset[int], max_events: int) -> list[Share]:
     """The next turn: at most `max_events` transactions and as many labels. Removes them from the queues.
 
+    Transactions behind a label that is due and does not fit wait with it.
+
     `caught_up`: numbers of the partitions of which everything published so far has been polled.
     """
     shares = []
+    labels_left = records_left = max_events
     for partition in partitions:
-        if not partition.waiting_labels and not partition.waiting_records:
-            continue
         share = Share(partition)
-        first = partition.waiting_records[0] if partition.waiting_records else None
-        while partition.waiting_labels and len(share.labels) < max_events:
-            label = partition.waiting_labels[0]
-            due = label.timestamp <= first.timestamp if first is not None else partition.number in caught_up
-            if not due:
-                break
+        while labels_left and _is_label_due(partition, caught_up):
             share.labels.append(partition.waiting_labels.popleft())
-        while partition.waiting_records and max_events > 0:
-            share.records.append(partition.waiting_records.popleft())
-            max_events -= 1
+            labels_left -= 1
+        if not _is_label_due(partition, caught_up):
+            while partition.waiting_records and records_left:
+                share.records.append(partition.waiting_records.popleft())
+                records_left -= 1
         if share.labels or share.records:
             shares.append(share)
     return shares
+
+
+def _is_label_due(partition: Partition, caught_up: frozenset[int]) -> bool:
+    if not partition.waiting_labels:
+        return False
+    if partition.waiting_records:
+        return partition.waiting_labels[0].timestamp <= partition.waiting_records[0].timestamp
+    return partition.number in caught_up
 
 
 def put_back(shares: Sequence[Share]) -> None:

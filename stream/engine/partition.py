@@ -89,6 +89,16 @@ class Partition:
     def note(self, transactional_id: str) -> str:
         return CommitNote(transactional_id, self.base, tuple(self.pairs), self.cold_until_ms).encode()
 
+    def note_labels(self, before: Checkpoint) -> None:
+        """Labels were folded between `before` and `done`: notes where.
+
+        A degraded partition cannot flush when the note grows long: its replay then goes by timestamps.
+        """
+        self.pairs.append((before.transactions, self.done.labels))
+        if self.degraded and len(self.note("")) > METADATA_LIMIT:
+            self.base = self.done
+            self.pairs.clear()
+
     def committed(self, transactional_id: str) -> tuple[CommittedOffset, CommittedOffset]:
         """What the next commit says: of the transactions, of the labels."""
         return CommittedOffset(self.done.transactions, self.note(transactional_id)), CommittedOffset(

@@ -69,6 +69,8 @@ def plan(
 ) -> Plan:
     """The restore table. `horizon_start` is where the feature horizon begins in the log (rebuild only)."""
     end = committed or log.first
+    if max([note.base.labels, *(labels for _, labels in note.pairs)]) < end.labels:
+        note = CommitNote(note.transactional_id, end, (), note.cold_until_ms)  # a tool set the offsets
     if checkpoint is None:
         return _without_checkpoint(log, end, note, horizon_start, policy, now_ms)
     if checkpoint.transactions > end.transactions or checkpoint.labels > end.labels:
@@ -128,15 +130,19 @@ class Replay:
         """The readers are this replay's own; `close` closes them."""
         self._log, self._plan, self._max = log, plan, max_records
         self._transactions, self._labels = transactions, labels
-        self._pairs = deque(pair for pair in plan.note.pairs if pair[1] > plan.start.labels)
+        self.restart(plan.start)
+
+    def restart(self, done: Checkpoint) -> None:
+        """Everything from `done` on comes again: what was yielded could not be folded."""
+        end = self._plan.end
+        self._pairs = deque(pair for pair in self._plan.note.pairs if pair[1] > done.labels)
         self._pending: deque[Record] = deque()
-        self._labels_read = plan.start.labels
-        self._due = plan.start.labels
-        self.done = plan.start
-        if plan.start.transactions < plan.end.transactions:
-            transactions.assign({log.transactions: plan.start.transactions})
-        if plan.start.labels < plan.end.labels:
-            labels.assign({log.labels: plan.start.labels})
+        self._labels_read = self._due = done.labels
+        self.done = done
+        if done.transactions < end.transactions:
+            self._transactions.assign({self._log.transactions: done.transactions})
+        if done.labels < end.labels:
+            self._labels.assign({self._log.labels: done.labels})
 
     @property
     def finished(self) -> bool:

@@ -88,10 +88,8 @@ class Restorer:
                 self._replay(partition, step, flush_all)
                 self._fault("restore:after_step")
         except UnavailableError:
-            # What was read and is not folded yet will not be read again: begin anew from the store's checkpoint.
-            self.forget(partition.number)
-            self._keeper.drop(partition.number)
-            partition.phase = Phase.ASSIGNED
+            # The rest of what was read is not folded: it must come again.
+            job.replay.restart(partition.done)
             raise
         self._metrics.restore_remaining.labels(str(partition.number)).set(job.replay.remaining)
         if not job.replay.finished:
@@ -218,7 +216,7 @@ class Restorer:
         """Folds one step, in portions that keep within what a cut-short flush can be replayed over."""
         labels = self._pipeline.decode_labels(step.labels).batch
         while len(labels):
-            portion = labels.part(0, within_limit(labels.accounts, ACCOUNT_LABELS_PER_TURN))
+            portion = labels.part(0, self._at_once(labels.accounts, ACCOUNT_LABELS_PER_TURN))
             self._make_room(partition, portion, flush_all)
             self._pipeline.fold_labels(portion)
             partition.done = Checkpoint(partition.done.transactions, int(portion.offset[-1]) + 1)
@@ -226,16 +224,20 @@ class Restorer:
         partition.done = Checkpoint(partition.done.transactions, step.done.labels)
         events = self._pipeline.decode_events(step.transactions).batch
         while len(events):
-            portion_of_events = events.part(0, within_limit(events.accounts, ACCOUNT_EVENTS_PER_TURN))
+            portion_of_events = events.part(0, self._at_once(events.accounts, ACCOUNT_EVENTS_PER_TURN))
             self._make_room(partition, portion_of_events, flush_all)
             self._pipeline.fold_events(portion_of_events)
             partition.done = Checkpoint(int(portion_of_events.offset[-1]) + 1, step.done.labels)
             events = events.part(len(portion_of_events), len(events))
         partition.done = step.done
 
+    def _at_once(self, accounts: list[str], limit: int) -> int:
+        """As in a turn: no more than the arena is sure to hold, and of no account more than may wait for a flush."""
+        return min(within_limit(accounts, limit), self._settings.batch.max_events)
+
     def _make_room(self, partition: Partition, batch: EventBatch | LabelBatch, flush_all: Callable[[], None]) -> None:
         """Between two portions every row stands at its partition's `done`, so all may be flushed."""
-        if self._keeper.must_flush():
+        if self._keeper.must_flush([partition.number]):
             flush_all()
         known = {partition.number: partition.checkpoint}
         self._pipeline.next_turn()

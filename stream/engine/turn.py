@@ -50,6 +50,10 @@ class TurnResult:
     outcome: LabelOutcome | None = None
     judged: Judged | None = None
 
+    @property
+    def has_dead_letters(self) -> bool:
+        return any(part is not None and part.rejects for part in (self.events, self.labels))
+
 
 class Turn:
     """Does turns for one worker. Owned by the engine's thread."""

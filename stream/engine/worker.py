@@ -25,7 +25,7 @@ from stream.engine.inputs import Share
 from stream.engine.partition import METADATA_LIMIT, Partition, Phase, transactional_id
 from stream.engine.restoring import Restorer
 from stream.engine.turn import Turn, TurnResult
-from stream.errors import StateLostError, TopicError, TurnAborted, UnavailableError
+from stream.errors import DeadLetterError, FatalError, StateLostError, TopicError, TurnAborted, UnavailableError
 from stream.kafka.port import CommittedOffset, Consumer, KafkaClient, Producer, TopicPartition
 from stream.metrics import Metrics
 
@@ -117,7 +117,7 @@ class Worker:
 
         1. poll (the rebalance callbacks run here); end a transaction that failed
         2. one step for each partition that is restoring
-        3. take what is due: labels first, then transactions
+        3. take what is due: labels first, then transactions; nothing while a flush is owed that failed
         4. load rows, fold, score, decide (turn.py)
         5. one transaction: outputs and offsets
         6. flush rows, if it is time
@@ -127,9 +127,10 @@ class Worker:
         self._poll()
         self._abort_if_owed()
         self._restore_some()
-        shares = inputs.take(self._in_turn(), self._caught_up(), self._settings.batch.max_events)
-        if shares:
-            self._do(shares)
+        if not self._must_flush():
+            shares = inputs.take(self._in_turn(), self._caught_up(), self._settings.batch.max_events)
+            if shares:
+                self._do(shares)
         self._flush_if_due()
 
     # --- rebalance
@@ -221,7 +222,8 @@ class Worker:
         try:
             result = self._turn.run(shares, self.flush_all)
         except UnavailableError as error:
-            self._wait_for_store(shares, error)
+            inputs.put_back(shares)
+            self._store_is_away([share.partition for share in shares], error)
             return
         except StateLostError as error:
             self._start_over((share.partition for share in shares), error)
@@ -236,6 +238,11 @@ class Worker:
             self._must_abort = True
             self._start_over((share.partition for share in shares), error)
             return
+        except FatalError as error:
+            topic = self._settings.topics.dead_letters
+            if type(error) is FatalError and any(message.topic == topic for message in result.messages):
+                raise DeadLetterError(f"a dead letter cannot be written to {topic}: {error}") from error
+            raise
         self._turn.count(shares, result)
         self._measure([share.partition for share in shares])
         self._fault("turn:after_commit")
@@ -260,7 +267,7 @@ class Worker:
             before = partition.done
             partition.done = share.end()
             if partition.done.labels > before.labels:
-                partition.pairs.append((before.transactions, partition.done.labels))
+                partition.note_labels(before)
             transactions, labels = partition.committed(transactional_id(self._settings))
             offsets[TopicPartition(topics.transactions, partition.number)] = transactions
             offsets[TopicPartition(topics.labels, partition.number)] = labels
@@ -285,16 +292,15 @@ class Worker:
                 self._partitions[number] = Partition(number)
                 self._consumer.pause(self._inputs_of([number]))
 
-    def _wait_for_store(self, shares: list[Share], error: Exception) -> None:
-        """By policy: the turn waits, or it is done without history and flagged, and restored afterwards."""
-        inputs.put_back(shares)
+    def _store_is_away(self, partitions: Iterable[Partition], error: Exception) -> None:
+        """By policy: turns wait, or these partitions go on without history, flagged, and are restored afterwards."""
         if not self._waiting_for_store:
             self._log.warning("the store is away", error=str(error), policy=self._settings.state.on_store_unavailable)
         self._metrics.redis_errors.labels("unavailable").inc()
         self._waiting_for_store = True
         if self._settings.state.on_store_unavailable == "degrade":
-            for share in shares:
-                share.partition.degraded = True
+            for partition in partitions:
+                partition.degraded = True
             self._waiting_for_store = False
 
     # --- restoring and flushing
@@ -334,21 +340,36 @@ class Worker:
 
     def _flush_if_due(self) -> None:
         due = self._clock.monotonic() - self._last_flush >= self._settings.state.flush_interval_ms / 1000
-        full = any(len(p.note("")) > METADATA_LIMIT for p in self._running() if not p.degraded)
-        if not (due or full or self._keeper.must_flush()):
+        owed = self._must_flush()
+        if not (due or owed):
             return
         self._leave_degraded()
         try:
             self._flush(self._with_rows())
+            self._waiting_for_store = self._waiting_for_store and not owed
             self._measure(self._running())
         except UnavailableError as error:
-            self._metrics.redis_errors.labels("unavailable").inc()
-            self._log.warning("flush failed; rows wait in memory", error=str(error))
+            if owed:
+                self._store_is_away(self._running(), error)
+            else:
+                self._metrics.redis_errors.labels("unavailable").inc()
+                self._log.warning("flush failed; rows wait in memory", error=str(error))
         except StateLostError as error:
             self._start_over(self._with_rows(), error)
 
+    def _must_flush(self) -> bool:
+        """Whether one more turn could pass what a replay can tell apart, or what a commit can note."""
+        kept = [p for p in self._running() if not p.degraded]
+        return any(len(p.note("")) > METADATA_LIMIT for p in kept) or self._keeper.must_flush([p.number for p in kept])
+
     def flush_all(self) -> None:
-        """Flushes every partition that has rows. UnavailableError, StateLostError."""
+        """Flushes every partition that has rows. UnavailableError, StateLostError.
+
+        Degraded rows will be thrown away in any case: they go now, and make room.
+        """
+        for partition in self._partitions.values():
+            if partition.degraded:
+                self._keeper.drop(partition.number)
         self._flush(self._with_rows())
 
     def _flush(self, partitions: list[Partition]) -> None:

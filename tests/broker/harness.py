@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from kafka import IsolationLevel
 from kafka import TopicPartition as VendorPartition
-from kafka.admin import KafkaAdminClient, OffsetSpec
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
 from kafka.structs import OffsetAndMetadata
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
@@ -223,18 +223,18 @@ class Deployment:
         self._folder = folder
         self._numbers = itertools.count()
         self._producer = self.client.plain_producer()
-        self._admin = self.client.admin()
+        self.admin = self.client.admin()
         self._vendor = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
         self._reader = self.client.reader()
 
     def create_topics(self) -> Deployment:
-        create_topics(self._admin, plan_topics(self.settings, partitions=self.partitions))
+        create_topics(self.admin, plan_topics(self.settings, partitions=self.partitions))
         return self
 
     def close(self) -> None:
         for worker in self.workers:
             worker.kill()
-        for part in (self._producer, self._admin, self._vendor, self._reader, self.store):
+        for part in (self._producer, self.admin, self._vendor, self._reader, self.store):
             part.close()
 
     # --- workers
@@ -291,12 +291,16 @@ class Deployment:
     def committed(self) -> dict[TopicPartition, CommittedOffset]:
         """The group's offsets of both inputs, without waiting for open transactions."""
         inputs = [*self._all(self.topics.transactions), *self._all(self.topics.labels)]
-        return dict(self._admin.last_committed(self.settings.kafka.group, inputs))
+        return dict(self.admin.last_committed(self.settings.kafka.group, inputs))
 
     def move_offsets(self, offsets: Mapping[TopicPartition, int]) -> None:
         """What an operator's tool does: sets the group's offsets while nobody is in it."""
         moved = {VendorPartition(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()}
         self._vendor.alter_group_offsets(self.settings.kafka.group, moved)
+
+    def configure(self, topic: str, name: str, value: str) -> None:
+        """Sets one configuration of a topic."""
+        self._vendor.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {name: value})])
 
     def members(self) -> set[str]:
         """Worker ids of the group's members."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import time
 from typing import Any, NamedTuple
@@ -10,8 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from stream.events.moments import moment_text
+from stream.topics import create_topics, plan_topics
 from tests.broker.conftest import Deploy
-from tests.broker.harness import Message, Output, label_of, message_of, payments
+from tests.broker.harness import Message, Output, label_of, message_of, messages_of, payments
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
@@ -165,3 +167,24 @@ def test_a_partition_of_nothing_but_bad_messages_is_worked_off(deploy: Deploy) -
     assert [letter.record.key for letter in deployment.dead_letters()] == [name.encode() for name in BAD]
     assert deployment.check_exactly_once() == []
     assert worker.terminate() == 0
+
+
+def test_a_dead_letter_that_cannot_be_written_stops_the_worker(deploy: Deploy) -> None:
+    deployment = deploy(partitions=1, topics=False)
+    plans = plan_topics(deployment.settings, partitions=1)
+    plans[-1] = dataclasses.replace(plans[-1], config={"max.message.bytes": "100000"})
+    create_topics(deployment.admin, plans)
+    good = list(payments(40))
+    worker = deployment.worker()
+    deployment.started(worker)
+    deployment.publish([*messages_of(good[:20]), Message(b"x" * 200_000, b"large"), *messages_of(good[20:])])
+    assert worker.wait_exit() == 15
+    assert deployment.topics.dead_letters in worker.output()
+    assert "max.message.bytes" in worker.output()
+    assert deployment.dead_letters() == []
+    # Nothing was dropped: once the topic takes it, all goes on.
+    deployment.configure(deployment.topics.dead_letters, "max.message.bytes", "1000000")
+    deployment.started(deployment.worker())
+    deployment.wait_done()
+    assert len(deployment.check_exactly_once()) == len(good)
+    assert [letter.record.key for letter in deployment.dead_letters()] == [b"large"]

@@ -138,7 +138,7 @@ lists:
     # Redis goes and comes back empty while it works; then it dies and another one starts over.
     own_redis.kill()
     deployment.publish(messages_of(marked_payments(400)[300:]))
-    until(lambda: worker.get("/readyz")[0] == 503, "it misses Redis")
+    until(lambda: worker.metric("riskstream_redis_errors_total", kind="unavailable") > 0, "it misses Redis")
     own_redis.start()
     deployment.wait_done()
     worker.send(signal.SIGKILL)

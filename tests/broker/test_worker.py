@@ -214,9 +214,7 @@ def test_topics_that_are_missing_or_differ(deploy: Deploy) -> None:
     refused(deployment.worker(), 12, deployment.topics.transactions, "riskstream topics create")
     plans = plan_topics(deployment.settings, partitions=2)
     plans[1] = dataclasses.replace(plans[1], partitions=3)
-    admin = deployment.client.admin()
-    create_topics(admin, plans)
-    admin.close()
+    create_topics(deployment.admin, plans)
     refused(deployment.worker(), 12, deployment.topics.labels, "2 partitions", "same number")
 
 

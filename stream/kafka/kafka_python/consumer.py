@@ -198,6 +198,7 @@ class KafkaPythonConsumer(_Partitions):
 
     def _vendor_poll(self, max_records: int, timeout_ms: int) -> _Records:
         self._check_not_fenced()
+        self._let_go_of_drained_records()
         try:
             return cast(_Records, self._vendor.poll(timeout_ms=timeout_ms, max_records=max_records))
         except vendor.NoOffsetForPartitionError:
@@ -210,6 +211,13 @@ class KafkaPythonConsumer(_Partitions):
             self._notes.revocation_done = True
             self._listening().on_revoked(_own(sorted(self._vendor.assignment())))
         return {}
+
+    def _let_go_of_drained_records(self) -> None:
+        # What was fetched of a partition before it was paused comes back after `resume` only once this slot is
+        # None, and an emptied one stays until another fetch completes: near the end of a log, never.
+        fetcher = self._vendor._fetcher
+        if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
+            fetcher._next_partition_records = None
 
     def _run_listener(self) -> None:
         notes = self._notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -17,7 +17,7 @@ from stream.engine.restore import Log, Plan, Replay, Step, plan
 from stream.errors import UnavailableError
 from stream.features.batch import EventBatch, LabelBatch
 from stream.features.pool import ArenaFullError
-from stream.kafka.port import Consumer, KafkaClient, TopicPartition
+from stream.kafka.port import CommittedOffset, Consumer, KafkaClient, TopicPartition
 from stream.metrics import Metrics
 from stream.state.store import Checkpoint, StateStore
 
@@ -74,13 +74,20 @@ class Restorer:
         job = self._jobs.get(number)
         return job.replay.remaining if job is not None else 0
 
-    def step(self, partition: Partition, consumer: Consumer, flush_all: Callable[[], None]) -> bool:
+    def step(
+        self,
+        partition: Partition,
+        consumer: Consumer,
+        flush_all: Callable[[], None],
+        commit_offsets: Callable[[Mapping[TopicPartition, CommittedOffset]], None],
+    ) -> bool:
         """One step; True when the partition stands at its committed offset, rows flushed.
 
         `flush_all` flushes every partition's rows: all stand at their `done` between two portions.
+        `commit_offsets` commits a new note beside the offsets as they are.
         UnavailableError (of the store): call again later. CheckpointAheadError, LogTruncatedError: refused.
         """
-        if partition.number not in self._jobs and not self._begin(partition, consumer):
+        if partition.number not in self._jobs and not self._begin(partition, consumer, commit_offsets):
             return False
         job = self._jobs[partition.number]
         try:
@@ -118,7 +125,12 @@ class Restorer:
         partition.degraded = True
         return True
 
-    def _begin(self, partition: Partition, consumer: Consumer) -> bool:
+    def _begin(
+        self,
+        partition: Partition,
+        consumer: Consumer,
+        commit_offsets: Callable[[Mapping[TopicPartition, CommittedOffset]], None],
+    ) -> bool:
         """Plans; False when Kafka cannot say yet where the partition stands."""
         number = partition.number
         origin = self._origin(number, consumer)
@@ -128,6 +140,15 @@ class Restorer:
         horizon = self._horizon(origin.log) if checkpoint is None else origin.log.first
         now_ms = self._clock.now_ms()
         chosen = plan(origin.log, origin.committed, origin.note, checkpoint, horizon, self._settings.state, now_ms)
+        if chosen.cold_until_ms > origin.note.cold_until_ms:
+            # Before there is a checkpoint, after which nobody would know that history is missing.
+            note = CommitNote(self._transactional_id, chosen.note.base, chosen.note.pairs, chosen.cold_until_ms)
+            commit_offsets(
+                {
+                    origin.log.transactions: CommittedOffset(chosen.end.transactions, note.encode()),
+                    origin.log.labels: CommittedOffset(chosen.end.labels, ""),
+                }
+            )
         if chosen.clear:
             self._store.clear(number)
         partition.phase = Phase.RESTORING
@@ -179,12 +200,9 @@ class Restorer:
         admin = self._client.admin()
         try:
             last = admin.last_committed(self._settings.kafka.group, [transactions]).get(transactions)
-            former = CommitNote.decode(last.metadata).transactional_id if last else ""
-            if former and former != self._transactional_id:
-                self._log.warning("fencing", partition=transactions.partition, transactional_id=former)
-                admin.fence(former)
         finally:
             admin.close()
+        self._end_abandoned(CommitNote.decode(last.metadata).transactional_id if last else "")
 
     def _end_abandoned(self, former: str) -> None:
         """A dead owner's open transaction, even one without offsets yet, would hide the next outputs from readers.

@@ -13,7 +13,7 @@ this thread; what takes long or may fail is left to the turn.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 
@@ -117,7 +117,7 @@ class Worker:
 
         1. poll (the rebalance callbacks run here); end a transaction that failed
         2. one step for each partition that is restoring
-        3. take what is due: labels first, then transactions; nothing while a flush is owed that failed
+        3. take what is due: labels first, then transactions; nothing while a flush or an abort is owed
         4. load rows, fold, score, decide (turn.py)
         5. one transaction: outputs and offsets
         6. flush rows, if it is time
@@ -127,7 +127,7 @@ class Worker:
         self._poll()
         self._abort_if_owed()
         self._restore_some()
-        if not self._must_flush():
+        if not (self._must_abort or self._must_flush()):
             shares = inputs.take(self._in_turn(), self._caught_up(), self._settings.batch.max_events)
             if shares:
                 self._do(shares)
@@ -277,6 +277,18 @@ class Worker:
             producer.commit()
         self._metrics.commits.inc()
 
+    def _commit_offsets(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None:
+        """A transaction of offsets alone. TurnAborted: the restore that asks for it begins again."""
+        if self._must_abort:
+            raise TurnAborted("an earlier transaction has not been ended yet")
+        try:
+            self._producer.begin()
+            self._producer.send_offsets(offsets, self._consumer.group_metadata())
+            self._producer.commit()
+        except (TurnAborted, UnavailableError) as error:
+            self._must_abort = True
+            raise TurnAborted(f"the offsets' note was not committed: {error}") from error
+
     def _abort_if_owed(self) -> None:
         """Ends the transaction that failed. UnavailableError: again at the next turn; nothing is taken before."""
         if self._must_abort:
@@ -318,7 +330,7 @@ class Worker:
                 degrade = self._settings.state.on_store_unavailable == "degrade"
                 if degrade and self._restorer.begin_degraded(partition, self._consumer):
                     self._begin_running(partition)
-            except StateLostError as error:
+            except TurnAborted as error:
                 self._start_over([partition], error)
 
     def _restore_step(self, partition: Partition) -> None:
@@ -327,7 +339,7 @@ class Worker:
                 self._begin_running(partition)
             else:
                 self._start_over([partition], StateLostError("somebody else worked on it meanwhile"))
-        elif self._restorer.step(partition, self._consumer, self.flush_all):
+        elif self._restorer.step(partition, self._consumer, self.flush_all, self._commit_offsets):
             self._begin_running(partition)
 
     def _begin_running(self, partition: Partition) -> None:

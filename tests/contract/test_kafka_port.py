@@ -301,6 +301,21 @@ def test_seek_pause_and_resume(cluster: Cluster) -> None:
             calls([TopicPartition(topic, 9)])
 
 
+def test_what_was_fetched_before_a_pause_comes_back_although_nothing_new_is_written(cluster: Cluster) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic(partitions=2)
+    for number in range(2):
+        write(client, topic, [b"%d" % n for n in range(300)], partition=number)
+    consumer, _ = joined(client, [topic])
+    first = next(iter(read(consumer, 10, max_records=10))).partition
+    halfway, other = TopicPartition(topic, first), TopicPartition(topic, 1 - first)
+    consumer.pause([halfway])
+    read(consumer, 300, max_records=100)
+    assert consumer.position(other) == 300
+    consumer.resume([halfway])
+    assert len(read(consumer, 290, max_records=100)) == 290
+
+
 def test_a_paused_partition_gives_nothing_that_was_fetched_before(cluster: Cluster) -> None:
     client = cluster.client()
     topic = cluster.create_topic()

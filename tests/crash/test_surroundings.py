@@ -276,6 +276,40 @@ def test_a_store_that_lost_everything_may_start_cold(clock: ManualClock) -> None
     assert early == [], known
 
 
+@pytest.mark.parametrize("policy", ["cold", "rebuild"])
+def test_that_history_is_missing_outlives_the_worker(clock: ManualClock, policy: str) -> None:
+    """No event comes before the worker that began without history is replaced: its successor still says so."""
+    cluster = Cluster(clock, partitions=1, given={"state.on_missing_checkpoint": policy})
+    traffic = Traffic(20, 1)
+    play_in_turns(cluster, [Chunk(tuple(traffic.event() for _ in range(10)))], {})
+    cluster.server.flush_all()
+    cluster.broker.delete_before(TopicPartition(TOPICS.transactions, 0), 5)
+    for worker_id in ("w1", "w2"):
+        worker = cluster.worker(worker_id)
+        _turn(worker.run_once, clock, 10)
+        worker.finish()
+    cluster.publish(Chunk((traffic.event(),)))
+    worker = cluster.worker("w3")
+    _turn(worker.run_once, clock, 10)
+    assert "cold" in cluster.contents().scores.ordered[-1][1]["flags"]
+    assert cluster.drained()
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_that_history_is_missing_is_noted_even_if_kafka_stutters(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    """The commit that notes it has no answer: the restore begins again, nothing else is done in that turn."""
+    monkeypatch.setattr(_Unsure, "done", done)
+    monkeypatch.setattr(_Unsure, "every", 3)
+    given = {"state.on_missing_checkpoint": "cold"}
+    cluster = Cluster(clock, client=unsure, given=given)
+    happenings = {step: (lambda play: play.cluster.server.flush_all()) for step in (20, 40, 60)}
+    play = Play(cluster, 21, Traffic(21, 2).chunks(200), [], happenings=happenings)
+    assert play.run() == []
+    assert flags(cluster)["cold"] > 50
+
+
 # --- the log and the offsets
 
 
@@ -410,6 +444,21 @@ def test_a_commit_of_unknown_outcome(clock: ManualClock, monkeypatch: pytest.Mon
 
 
 # --- the group
+
+
+def test_the_worker_that_committed_last_is_not_fenced_for_another(clock: ManualClock) -> None:
+    """w0 hands a partition to w1, which dies inside its first transaction there. w2 must not take w0 for the dead one."""
+    cluster = Cluster(clock, partitions=2)
+    play = Play(cluster, 22, Traffic(22, 2).chunks(200), [], workers=1)
+
+    def join(play: Play) -> None:
+        play.join("w1", [Fault("turn:inside_commit", play.passed["turn:inside_commit"] + 3, "replace")])
+
+    play.happenings = {20: join}
+    assert play.run() == []
+    assert compare(cluster, clock) == []
+    assert [slot.stopped for slot in play.slots] == [0, 0]
+    assert len(play.struck) == 1
 
 
 def test_rebalance_storms(clock: ManualClock) -> None:

@@ -18,6 +18,7 @@ from stream.stack.process import HOST, LocalServer
 _PROBE_TIMEOUT_S = 1.0
 _STOP_GRACE_S = 20.0
 _INHERITED = OTHER_VARIABLES - {ENV_FILE_VARIABLE}
+_PORT = re.compile(r'"http_port": (\d+)')
 _COUNTED = re.compile(rb'^riskstream_events_total\{outcome="(\w+)",partition="\d+"\} (\S+)$', re.MULTILINE)
 
 
@@ -61,16 +62,18 @@ class Child(LocalServer):
 
 
 class WorkerProcess(Child):
-    """One worker. Ready when /readyz says so: it has partitions, and all are restored."""
+    """One worker. Its health server takes a free port, and its log says which."""
 
     kind: ClassVar[str] = "a worker"
-    port_names: ClassVar[tuple[str, ...]] = ("http",)
 
     def __init__(self, data: Path, settings_file: Path, worker_id: str) -> None:
-        super().__init__(data, ["--config", str(settings_file), "run", "--worker-id", worker_id])
+        super().__init__(data, ["--config", str(settings_file), "run", "--worker-id", worker_id, "--http-port", "0"])
         self.worker_id = worker_id
+        self._port: int | None = None
 
-    def answers(self) -> bool:
+    def is_ready(self) -> bool:
+        """Whether it has partitions, and all of them run. UnavailableError if it has ended."""
+        self.require_running()
         return self._get("/readyz")[0] == http.client.OK
 
     def outcomes(self) -> dict[str, int]:
@@ -85,11 +88,12 @@ class WorkerProcess(Child):
         if self.has_ended():
             raise UnavailableError(f"{self.worker_id} ended with exit code {self.exit_code}; {self.last_words()}")
 
-    def _command(self) -> Sequence[str | Path]:
-        return [*super()._command(), "--http-port", str(self.ports["http"])]
-
     def _get(self, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(HOST, self.ports["http"], timeout=_PROBE_TIMEOUT_S)
+        if self._port is None and (found := _PORT.search(self._last_output())) is not None:
+            self._port = int(found[1])
+        if self._port is None:
+            return 0, b""
+        connection = http.client.HTTPConnection(HOST, self._port, timeout=_PROBE_TIMEOUT_S)
         with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
             connection.request("GET", path)
             answer = connection.getresponse()

@@ -22,6 +22,7 @@ from stream.demo.plan import Plan, write_rates, write_settings
 from stream.demo.traffic import Traffic
 from stream.demo.view import LiveView, Picture, PlainView, View
 from stream.demo.watch import Seen, Watch
+from stream.errors import UnavailableError
 from stream.kafka.port import Admin, KafkaClient, TopicPartition
 from stream.stack import KAFKA_KINDS, EmbeddedRedis, LocalServer, RedisServer
 from stream.topics import create_topics, partition_counts, plan_topics
@@ -29,6 +30,7 @@ from stream.topics import create_topics, partition_counts, plan_topics
 WORKERS = 2
 _READY_TIMEOUT_S = 180.0
 _DRAIN_TIMEOUT_S = 120.0
+_READY_POLL_S = 0.1
 _POLL_MS = 50
 _ASK_EVERY_S = 1.0
 
@@ -116,8 +118,13 @@ def _start_engine(
     for worker in workers:
         cleanup.callback(worker.kill)
         worker.launch()
-    for worker in workers:
-        worker.wait_ready(_READY_TIMEOUT_S)
+    deadline = time.monotonic() + _READY_TIMEOUT_S
+    while not all(worker.is_ready() for worker in workers):
+        if stop.wait(_READY_POLL_S):
+            return None
+        if time.monotonic() > deadline:
+            slow = next(worker for worker in workers if not worker.is_ready())
+            raise UnavailableError(f"{slow.worker_id} was not ready in {_READY_TIMEOUT_S:.0f} s; {slow.last_words()}")
     return Engine(settings, client, admin, partition_counts(admin, settings), workers, domain.account_field)
 
 
@@ -151,6 +158,8 @@ class _Show:
         limit = time.monotonic() + _DRAIN_TIMEOUT_S
         self._turn("finishing", limit, lambda: self._all_done() and self._watch.has_read_all())
         self._seconds = time.monotonic() - self._started
+        self._ask_workers(at_once=True)
+        self._view.show(self._picture("done"), at_once=True)
 
     def finish(self) -> Result:
         """Workers ended in good order, then the audit."""
@@ -187,9 +196,9 @@ class _Show:
         ends = {tp: self._reader.end_offset(tp) for tp in partitions}
         return all(end == 0 or (tp in committed and committed[tp].offset >= end) for tp, end in ends.items())
 
-    def _ask_workers(self) -> None:
+    def _ask_workers(self, *, at_once: bool = False) -> None:
         """Duplicates have no output; the workers' own counters tell how many there were."""
-        if time.monotonic() - self._asked >= _ASK_EVERY_S:
+        if at_once or time.monotonic() - self._asked >= _ASK_EVERY_S:
             self._asked = time.monotonic()
             self._duplicates = sum(worker.outcomes().get("duplicate", 0) for worker in self._engine.workers)
 
@@ -207,7 +216,7 @@ class _Show:
             events_per_s=self._watch.scored_per_s(),
             p50_ms=self._watch.recent_latency_ms(0.50),
             p99_ms=self._watch.recent_latency_ms(0.99),
-            bands=seen.bands,
+            bands=self._watch.bands(),
             last_alerts=tuple(seen.last_alerts),
         )
 

@@ -53,7 +53,7 @@ class View(Protocol):
         """One line that stays."""
         ...
 
-    def show(self, picture: Picture) -> None: ...
+    def show(self, picture: Picture, *, at_once: bool = False) -> None: ...
     def close(self) -> None:
         """Leaves the last picture standing."""
         ...
@@ -69,9 +69,9 @@ class PlainView:
     def say(self, text: str) -> None:
         print(text, flush=True)
 
-    def show(self, picture: Picture) -> None:
+    def show(self, picture: Picture, *, at_once: bool = False) -> None:
         now = time.monotonic()
-        if now < self._next:
+        if now < self._next and not at_once:
             return
         self._next = now + _PLAIN_EVERY_S
         print(
@@ -92,18 +92,19 @@ class PlainView:
 class LiveView:
     """A picture that rewrites itself."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        """`console`: where to draw, if not on stdout."""
         self._title = title
-        self._console = Console(highlight=False)
+        self._console = console or Console(highlight=False)
         self._live: Live | None = None
         self._next = 0.0
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False)
 
-    def show(self, picture: Picture) -> None:
+    def show(self, picture: Picture, *, at_once: bool = False) -> None:
         now = time.monotonic()
-        if now < self._next:
+        if now < self._next and not at_once:
             return
         self._next = now + _LIVE_EVERY_S
         if self._live is None:

@@ -16,6 +16,7 @@ from stream.kafka.port import Reader, TopicPartition
 
 _WINDOW_S = 10.0
 _KEPT_ALERTS = 50
+_PAUSE_S = 0.01
 
 
 class Latencies:
@@ -48,6 +49,8 @@ class Seen:
     dead: int = 0
     alerts: int = 0
     bands: Counter[str] = field(default_factory=Counter)
+    band_starts: dict[str, int] = field(default_factory=dict)
+    """The lowest score seen in each band: their order."""
     latencies: Latencies = field(default_factory=Latencies)
     last_alerts: deque[Mapping[str, Any]] = field(default_factory=lambda: deque(maxlen=_KEPT_ALERTS))
 
@@ -65,7 +68,11 @@ class Watch:
 
     def poll(self, timeout_ms: int) -> None:
         """Takes what has come. Blocks up to the timeout."""
-        polled = self._reader.poll(5_000, timeout_ms)
+        # Not `poll(..., timeout_ms)`: the embedded broker answers an empty fetch at once instead of waiting,
+        # and kafka-python would ask again and again, at the cost of most of a core.
+        deadline = time.monotonic() + timeout_ms / 1000
+        while not (polled := self._reader.poll(5_000, 0)) and time.monotonic() < deadline:
+            time.sleep(_PAUSE_S)
         now_ms, latencies, scored = self._clock.now_ms(), [], 0
         for (topic, _), records in polled.items():
             for record in records:
@@ -78,13 +85,23 @@ class Watch:
                     self.seen.last_alerts.append(content)
                     continue
                 scored += 1
-                self.seen.bands[content.get("band") or "no band"] += 1
+                self._count_band(content)
                 started_ms = source_ms(record.headers)
                 if started_ms is not None:
                     self.seen.latencies.add(now_ms - started_ms)
                     latencies.append(now_ms - started_ms)
         self.seen.scored += scored
         self._forget(time.monotonic(), scored, latencies)
+
+    def _count_band(self, score: Mapping[str, Any]) -> None:
+        band, value = score.get("band") or "no band", score.get("score") or 0
+        self.seen.bands[band] += 1
+        self.seen.band_starts[band] = min(value, self.seen.band_starts.get(band, value))
+
+    def bands(self) -> dict[str, int]:
+        """Scores by band, the lowest band first."""
+        order = sorted(self.seen.bands, key=lambda band: self.seen.band_starts[band])
+        return {band: self.seen.bands[band] for band in order}
 
     def _forget(self, now: float, scored: int, latencies: Sequence[int]) -> None:
         self._recent.append((now, scored, latencies))

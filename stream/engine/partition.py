@@ -15,6 +15,7 @@ BEGINNING = Checkpoint(0, 0)
 
 METADATA_LIMIT = 3_500
 """Kafka takes 4,096 bytes of offset metadata by default; when the pairs would pass this, flush first."""
+_NOTE_VERSION = 1
 
 
 def transactional_id(settings: Settings) -> str:
@@ -51,7 +52,7 @@ class CommitNote:
 
     def encode(self) -> str:
         content = {
-            "v": 1,
+            "v": _NOTE_VERSION,
             "id": self.transactional_id,
             "base": self.base,
             "pairs": self.pairs,
@@ -64,9 +65,11 @@ class CommitNote:
         """An empty or foreign string (offsets set by a tool) is an empty note: labels then go by timestamps."""
         try:
             content = json.loads(text)
+            if content["v"] != _NOTE_VERSION:
+                return cls()
             pairs = tuple((int(t), int(label)) for t, label in content["pairs"])
             return cls(str(content["id"]), Checkpoint(*map(int, content["base"])), pairs, int(content["cold"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             return cls()
 
 

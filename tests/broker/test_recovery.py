@@ -33,7 +33,7 @@ from tests.conftest import require
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
-TAKEOVER_S = SESSION_TIMEOUT_S + 9.0
+TAKEOVER_S = SESSION_TIMEOUT_S + 14.0
 """The session's end, and then no more than it takes to restore on a busy machine."""
 
 
@@ -64,7 +64,7 @@ def test_a_killed_worker_is_replaced_by_the_other_one(deploy: Deploy) -> None:
     deployment.publish(messages_of(events[1_500:]))
     took_s = deployment.wait_done()
     print(f"taken over and caught up after {took_s:.1f} s")
-    assert SESSION_TIMEOUT_S - 3.0 < took_s < TAKEOVER_S
+    assert took_s < TAKEOVER_S
     assert len(deployment.check_exactly_once()) == len(events)
     assert survivor.metric("riskstream_identity_gap_events") == 0
 
@@ -136,7 +136,6 @@ def test_a_worker_that_wakes_up_after_losing_its_partitions_does_no_harm(
     # It joins again, or it ends for its supervisor to start it anew.
     until(lambda: sleeper.process is None or len(sleeper.logs("assigned")) > 1, "the sleeper has found out")
     assert (sleeper.wait_exit() if sleeper.process is None else sleeper.terminate()) in (0, 10)
-    print(sleeper.output())
     assert other.terminate() == 0
     check_undisturbed(deployment, [Phase(events)])
 

@@ -35,6 +35,9 @@ class Topics(NamedTuple):
     dead_letters: str = "transactions.dlq"
 
 
+DEFAULT_TOPICS = Topics()
+
+
 @dataclass
 class Outputs:
     """Decoded output records in the order of their partitions; by origin."""
@@ -60,7 +63,7 @@ class Contents:
     dead_letters: Outputs
 
 
-def read(reader: Reader, partitions: int, topics: Topics = Topics()) -> Contents:  # noqa: B008  # a frozen value
+def read(reader: Reader, partitions: int, topics: Topics = DEFAULT_TOPICS) -> Contents:
     """Reads all committed records."""
     return Contents(
         transactions={p: _records(reader, topics.transactions, p) for p in range(partitions)},
@@ -90,7 +93,9 @@ def _outputs(reader: Reader, topic: str, partitions: int) -> Outputs:
     return outputs
 
 
-def complaints(contents: Contents, committed: Mapping[tuple[str, int], int], topics: Topics = Topics()) -> list[str]:  # noqa: B008
+def complaints(
+    contents: Contents, committed: Mapping[tuple[str, int], int], topics: Topics = DEFAULT_TOPICS
+) -> list[str]:
     """One outcome for every input, each of the right kind, in order; and all of the input is done."""
     found = _outcomes(contents, topics)
     found += _inventions(contents, topics)
@@ -227,7 +232,9 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def rows_ahead(rows: Mapping[bytes, bytes], committed: Mapping[tuple[str, int], int], topics: Topics = Topics()) -> list[str]:  # noqa: B008, E501
+def rows_ahead(
+    rows: Mapping[bytes, bytes], committed: Mapping[tuple[str, int], int], topics: Topics = DEFAULT_TOPICS
+) -> list[str]:
     """Rows that include what is not committed. A row begins with its two offsets, its key with the partition."""
     found = []
     for key, row in rows.items():

@@ -243,7 +243,9 @@ class Play:
 
     def state(self) -> str:
         """Where everything stands, for a run that does not end."""
-        held = [(s.worker_id, None if s.worker is None else (s.worker.assigned, s.worker.restoring())) for s in self.slots]
+        held = [
+            (s.worker_id, None if s.worker is None else (s.worker.assigned, s.worker.restoring())) for s in self.slots
+        ]
         return f"committed {self.cluster.committed()}, ends {self.cluster.ends()}, workers {held}"
 
     def _settled(self) -> bool:

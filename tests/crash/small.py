@@ -59,9 +59,7 @@ DOMAIN = replace(
 
 def manifest(name: str = "formula") -> Manifest:
     """As much of a manifest as the engine reads."""
-    thresholds = Thresholds(
-        review=0.75, decline=0.9, alert_rate=0.1, review_rate=0.1, decline_rate=0.05
-    )
+    thresholds = Thresholds(review=0.75, decline=0.9, alert_rate=0.1, review_rate=0.1, decline_rate=0.05)
     return Manifest.model_construct(
         name=name, version="1", thresholds=thresholds, step_references={}, aggregate_references={}
     )
@@ -76,9 +74,7 @@ class FormulaScorer:
         self.calls = 0
         self._fails_after = fails_after
 
-    def score(
-        self, steps: NDArray[np.float32], lengths: NDArray[np.int64], aggregates: NDArray[np.float32]
-    ) -> Scores:
+    def score(self, steps: NDArray[np.float32], lengths: NDArray[np.int64], aggregates: NDArray[np.float32]) -> Scores:
         self.calls += 1
         if self.calls > self._fails_after:
             raise ScoringFailed(f"model {self.manifest.label} gave a value that is not finite")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
@@ -63,23 +64,21 @@ def _append(cluster: Cluster, where: TopicPartition, pending: list[Record], end:
         )  # fmt: skip
 
 
-def compare(cluster: Cluster, clock: ManualClock, *, rows: bool = True, given: Mapping[str, object] | None = None) -> list[str]:
+def compare(cluster: Cluster, clock: ManualClock, *, given: Mapping[str, object] | None = None) -> list[str]:
     """How a run's scores, alerts and rows differ from those of an undisturbed run over the same log."""
     contents = cluster.contents()
     other = run_undisturbed(clock, contents, given)
     expected = other.contents()
     found = checker.differences(contents.scores, expected.scores, without=frozenset({"degraded"}))
     found += checker.differences(contents.alerts, expected.alerts, without=frozenset({"degraded"}))
-    if rows:
-        found += checker.row_differences(cluster.server.rows, other.server.rows)
-        found += [] if cluster.server.checkpoints == other.server.checkpoints else ["the checkpoints differ"]
-    return found
+    found += checker.row_differences(cluster.server.rows, other.server.rows)
+    return found + ([] if cluster.server.checkpoints == other.server.checkpoints else ["the checkpoints differ"])
 
 
 def gaps(records: Mapping[int, list[Record]]) -> Iterator[int]:
     """Offsets missing between records, by partition: traffic without any would test less."""
     missing: dict[int, int] = defaultdict(int)
     for partition, found in records.items():
-        for before, after in zip(found, found[1:], strict=False):
+        for before, after in itertools.pairwise(found):
             missing[partition] += after.offset - before.offset - 1
     yield from missing.values()

@@ -43,6 +43,9 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name in the bundle; the domain's by default.")] = None,
     version: Annotated[str | None, typer.Option(help="Version in the bundle; the time of training by default.")] = None,
     seed: Annotated[int, typer.Option(help="Of simulation, sampling and net: the same gives the same.")] = 0,
+    partitions: Annotated[
+        int, typer.Option(min=1, help="As many as the topic has: step features see their own partition's entities.")
+    ] = 1,
     threads: Annotated[int, typer.Option(help="Torch threads; small nets gain little from more.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +79,8 @@ def train(
         batches, total, delay_ms = found
         until_ms = _moment(until, "--until") if until is not None else 2**62
         counted = _counted(batches, total, steps)
-        dataset = training_set(counted, domain, load_rates(settings, domain), until_ms=until_ms)
+        rates = load_rates(settings, domain)
+        dataset = training_set(counted, domain, rates, until_ms=until_ms, partitions=partitions)
         if until is None:
             until_ms = int(dataset.time_ms[-1]) + 1
         options = TrainOptions(

@@ -15,19 +15,18 @@ from stream.offline import HistoryReplay
 
 
 def training_set(
-    batches: Iterable[HistoryBatch], domain: Domain, money: MoneyConverter, *, until_ms: int
+    batches: Iterable[HistoryBatch], domain: Domain, money: MoneyConverter, *, until_ms: int, partitions: int = 1
 ) -> TrainingSet:
     """Replays the history before `until_ms`, each label from the moment it became known. Blocks for long.
 
-    ConfigError when the history has no event before that.
+    `partitions`: as many as the topic has. Step vectors see the entities of their own partition alone, so
+    a merchant looks quieter there the more partitions there are. ConfigError when the history has no event before that.
     """
-    return build(domain, _replayed(batches, domain, money, until_ms))
+    replay = HistoryReplay(domain, money, Metrics(CollectorRegistry()), partitions=partitions)
+    return build(domain, _replayed(replay, batches, until_ms))
 
 
-def _replayed(
-    batches: Iterable[HistoryBatch], domain: Domain, money: MoneyConverter, until_ms: int
-) -> Iterator[ReplayedBatch]:
-    replay = HistoryReplay(domain, money, Metrics(CollectorRegistry()))
+def _replayed(replay: HistoryReplay, batches: Iterable[HistoryBatch], until_ms: int) -> Iterator[ReplayedBatch]:
     for part in replay.run(_before(batches, until_ms)):
         yield ReplayedBatch(part.batch, part.assembled, part.history.fraud, part.history.known_ms)
 

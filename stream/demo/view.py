@@ -119,7 +119,9 @@ class LiveView:
 
     def _draw(self, picture: Picture) -> Panel:
         parts: list[RenderableType] = [_figures(picture), Text(), _bands(picture), Text(), _alerts(picture)]
-        subtitle = f"{picture.doing} · {picture.seconds:.0f} s · Ctrl-C ends it"
+        subtitle = f"{picture.doing} · {picture.seconds:.0f} s" + (
+            " · Ctrl-C ends it" if picture.doing == "live" else ""
+        )
         return Panel(Group(*parts), title=self._title, subtitle=subtitle, padding=(0, 1))
 
 

@@ -198,7 +198,7 @@ def with_features(
     mode: str, traffic: Traffic, rate: float = 0.01, events: int = 200
 ) -> tuple[list[Any], list[Any], Judged]:
     settings = RecordSettings.model_validate({"features": mode, "sample_rate": rate})
-    return Bench(records=settings).records([traffic.event() for _ in range(events)])
+    return Bench(records=settings).records([traffic.event(f"a{i % 40}") for i in range(events)])
 
 
 def test_all_features_are_recorded_as_the_model_saw_them(traffic: Traffic) -> None:

@@ -119,9 +119,8 @@ class LiveView:
 
     def _draw(self, picture: Picture) -> Panel:
         parts: list[RenderableType] = [_figures(picture), Text(), _bands(picture), Text(), _alerts(picture)]
-        subtitle = f"{picture.doing} · {picture.seconds:.0f} s" + (
-            " · Ctrl-C ends it" if picture.doing == "live" else ""
-        )
+        how = " · Ctrl-C ends it" if picture.doing == "live" else ""
+        subtitle = f"{picture.doing} · {picture.seconds:.0f} s{how}"
         return Panel(Group(*parts), title=self._title, subtitle=subtitle, padding=(0, 1))
 
 

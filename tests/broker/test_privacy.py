@@ -141,12 +141,12 @@ lists:
     until(lambda: worker.metric("riskstream_redis_errors_total", kind="unavailable") > 0, "it misses Redis")
     own_redis.start()
     deployment.wait_done()
+    until(lambda: len(worker.logs("partition starts over")) > 0, "it sees that Redis came back empty")
     worker.send(signal.SIGKILL)
     worker.wait_exit()
     again = deployment.worker()
     run_over(again, deployment, messages_of(marked_payments(420)[400:]))
     assert again.terminate() == 0
-    assert len(worker.logs("partition starts over")) > 0
     check_silent(worker.output(), again.output(), metrics)
 
 

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kafka import TopicPartition as VendorPartition
 from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 
 from stream.errors import FatalError, NotAuthorisedError, TurnAborted, UnavailableError
 from stream.kafka.kafka_python import KafkaPythonClient
+from stream.kafka.kafka_python.consumer import KafkaPythonConsumer
 from stream.kafka.kafka_python.producer import KafkaPythonProducer
-from stream.kafka.port import TopicPartition
+from stream.kafka.port import CommittedOffset, TopicPartition
 from stream.stack import ApacheKafka
 from stream.stack.process import HOST, free_port
 from tests.conftest import require
@@ -73,6 +75,21 @@ def test_an_undelivered_record_that_the_vendor_forgives_aborts_the_turn(
     reader = client.reader()
     reader.assign({TopicPartition(topic, 0): 0})
     assert values(read(reader, 1)) == [b"again"]
+
+
+def test_an_answer_that_a_short_poll_left_behind_is_not_taken_for_the_committed_offset(cluster: RealCluster) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic()
+    partition = TopicPartition(topic, 0)
+    consumer, _ = joined(client, [topic])
+    assert isinstance(consumer, KafkaPythonConsumer)
+    left_behind = Future()
+    left_behind.success({})
+    consumer._vendor._coordinator._offset_fetch_futures[frozenset([VendorPartition(topic, 0)])] = left_behind
+    producer = begun(client, "tx-" + topic)
+    producer.send_offsets({partition: CommittedOffset(3, "first")}, consumer.group_metadata())
+    producer.commit()
+    assert consumer.committed(partition) == CommittedOffset(3, "first")
 
 
 def test_short_polls_do_not_make_the_group_rebalance_again(cluster: RealCluster) -> None:

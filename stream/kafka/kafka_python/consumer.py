@@ -275,6 +275,9 @@ class KafkaPythonConsumer(_Partitions):
         settings = self._settings
         if timeout_ms is None:
             timeout_ms = settings.request_timeout_ms + settings.transaction_timeout_ms + _BROKER_ABORT_SCAN_MS
+        # A fetch that a short poll gave up on stays with the vendor, which would give its old answer now:
+        # an offset from before the former owner's last commit.
+        self._vendor._coordinator._offset_fetch_futures.clear()
         with translating(f"reading the committed offset of {_name(partition)}"):
             answer = self._vendor.committed(VendorPartition(*partition), metadata=True, timeout_ms=timeout_ms)
         return None if answer is None else CommittedOffset(answer.offset, answer.metadata or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import signal
 import threading
@@ -24,7 +25,7 @@ from stream.engine.pipeline import Pipeline
 from stream.engine.restoring import Restorer
 from stream.engine.turn import Turn
 from stream.engine.worker import Worker
-from stream.errors import ConfigError, FatalError, NotAuthorisedError, TopicError
+from stream.errors import ConfigError, FatalError, NotAuthorisedError
 from stream.features.assemble import FeatureState
 from stream.features.assemble import check as check_domain
 from stream.features.money import Rates
@@ -36,6 +37,7 @@ from stream.metrics import Metrics
 from stream.offline import HistoryReplay, RecordedLabels, Verdicts
 from stream.scoring.scorer import ModelSlot, Scorer
 from stream.state.store import StateStore
+from stream.topics import partition_counts
 
 
 def load_domain(settings: Settings) -> Domain:
@@ -131,23 +133,8 @@ def check_arena(settings: Settings) -> None:
 
 def check_topics(settings: Settings, client: KafkaClient) -> dict[str, int]:
     """Partition counts of the five topics. TopicError when one is missing or the inputs differ."""
-    topics = settings.topics
-    names = [topics.transactions, topics.labels, topics.scores, topics.alerts, topics.dead_letters]
-    admin = client.admin()
-    try:
-        found = admin.describe_topics(names)
-    finally:
-        admin.close()
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise TopicError(f"topics are missing: {', '.join(missing)}; create them with `riskstream topics create`")
-    counts = {name: found[name].partitions for name in names}
-    if counts[topics.transactions] != counts[topics.labels]:
-        raise TopicError(
-            f"{topics.transactions} has {counts[topics.transactions]} partitions and {topics.labels} has "
-            f"{counts[topics.labels]}: they must have the same number, keyed alike"
-        )
-    return counts
+    with contextlib.closing(client.admin()) as admin:
+        return partition_counts(admin, settings)
 
 
 def check_store(store: StateStore) -> None:

@@ -15,7 +15,7 @@ KAFKA ?= embedded
 UV_VERSION := 0.13.9
 BIN := .venv/bin
 READY := .venv/.ready
-LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --no-header --extra train --extra demo --extra dev
+LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --no-header --extra train --extra fast --extra otel --extra demo --extra dev
 NO_SKIPS := $(if $(filter true 1,$(CI)),-p tests.plugins.no_skips)
 
 help: ## this list

@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stream.errors import BundleRefused
 from stream.features.spec import Column, Domain
+from stream.scoring.reference import Reference
 
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.ts"
@@ -138,6 +139,10 @@ class Manifest(_Part):
     """Column -> its usual value among genuine training events (None: usually missing). For attribution."""
     aggregate_references: dict[str, float | None]
     metrics: dict[str, float | None]
+    reference: Reference | None = None
+    """What drift is measured against; None in a bundle that was made without it."""
+    review_by_ms: int | None = None
+    """When somebody should have looked whether the model still fits; None: never."""
     training: Training
     files: dict[FileName, Sha256]
     signature: Sha256 | None = None

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,13 @@ from stream.features.money import Rates
 from stream.features.spec import Domain
 from stream.health import HealthServer, Status
 from stream.history.batch import HistoryBatch
-from stream.kafka.port import KafkaClient
+from stream.kafka.port import KafkaClient, TopicPartition
 from stream.metrics import Metrics
 from stream.offline import HistoryReplay, RecordedLabels, Verdicts
+from stream.quality.figures import Figures
+from stream.quality.metrics import QualityMetrics
+from stream.quality.observer import Observer
+from stream.quality.reading import RecordReader, References
 from stream.scoring.scorer import ModelSlot, Scorer
 from stream.state.store import StateStore
 from stream.topics import partition_counts
@@ -231,3 +235,46 @@ def run_worker(settings: Settings, *, profile: bool = False) -> int:
     if profile:
         print(metrics.profile_table())
     return 0
+
+
+def build_observer(
+    settings: Settings, client: KafkaClient, metrics: QualityMetrics, bundles: Sequence[Path], clock: Clock
+) -> Observer:
+    """What `riskstream quality` runs, not started. TopicError, UnavailableError."""
+    domain = load_domain(settings)
+    counts = check_topics(settings, client)
+    scores, labels = (
+        [TopicPartition(topic, number) for number in range(counts[topic])]
+        for topic in (settings.topics.scores, settings.topics.labels)
+    )
+    records = RecordReader(domain, load_rates(settings, domain))
+    reader = client.reader()
+    return Observer(
+        settings.quality, reader, records, References(bundles), metrics, clock, scores=scores, labels=labels
+    )
+
+
+def quality_health(observer: Observer, clock: Clock) -> Status:
+    """Ready once it has been at the end of the topics: before that, it shows no figures."""
+    since_ms = int((clock.monotonic() - observer.last_turn) * 1000)
+    behind = {} if observer.caught_up else {0: observer.lag or 0}
+    return Status(since_ms, 1, behind, "kafka" if observer.waiting else "")
+
+
+def run_quality(settings: Settings, bundles: Sequence[Path], *, once: bool = False) -> Figures | None:
+    """Measures until SIGTERM or SIGINT; with `once`, reads what is there and returns the figures. Blocks."""
+    clock, registry = SystemClock(), CollectorRegistry()
+    observer = build_observer(settings, connect(settings), QualityMetrics(registry), bundles, clock)
+    observer.start()
+    if once:
+        return observer.run_to_end()
+    stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stop.set())
+    health = HealthServer(settings.http, registry, lambda: quality_health(observer, clock))
+    structlog.get_logger("riskstream").info("started", http_port=health.start())
+    try:
+        observer.run(stop)
+    finally:
+        health.stop()
+    return None

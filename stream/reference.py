@@ -22,6 +22,7 @@ from stream.config import ENV_PREFIX, Settings, load_settings
 from stream.events import records, rejects
 from stream.features import operators
 from stream.metrics import Metrics
+from stream.quality.metrics import QualityMetrics
 from stream.topics import plan_topics
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -40,15 +41,16 @@ class MetricFacts(NamedTuple):
 
 
 def metric_facts() -> list[MetricFacts]:
-    """Every metric of the engine in the order of its declaration."""
+    """Every metric of the workers, then of `riskstream quality`, in the order of declaration."""
     found = []
-    for collector in vars(Metrics(CollectorRegistry())).values():
+    collectors = [*vars(Metrics(CollectorRegistry())).values(), QualityMetrics(CollectorRegistry())]
+    for collector in collectors:
         if not hasattr(collector, "describe"):
             continue
         for family in collector.describe():
             name = family.name + _SUFFIXES.get(family.type, "")
             # The names of a metric's labels have no public accessor.
-            labels = tuple(getattr(collector, "_labelnames", ()))
+            labels = tuple(getattr(family, "_labelnames", getattr(collector, "_labelnames", ())))
             found.append(MetricFacts(name, family.type, labels, family.documentation))
     return found
 

@@ -35,6 +35,7 @@ COMMANDS = (
     "replay",
     "alerts",
     "audit",
+    "quality",
     "bundle",
     "state",
     "doctor",

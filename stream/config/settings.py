@@ -197,6 +197,23 @@ class RecordSettings(Section):
     )
 
 
+class QualitySettings(Section):
+    maturity_days: float = Field(
+        default=14,
+        gt=0,
+        le=400,
+        description="an event this old without a fraud label counts as genuine; longer is surer, and later",
+    )
+    max_events: int = Field(
+        default=5_000_000,
+        ge=1_000,
+        description="events remembered for their labels, 32 bytes each; beyond it approved ones are sampled",
+    )
+    checkpoint: Path | None = Field(
+        default=None, description="file that keeps the figures over a restart; empty: each start reads the topics again"
+    )
+
+
 class HttpSettings(Section):
     host: str = Field(
         default="127.0.0.1", description="address of /metrics, /livez, /readyz; loopback unless told otherwise"
@@ -227,6 +244,7 @@ class Settings(Section):
     state: StateSettings = StateSettings()
     scoring: ScoringSettings = ScoringSettings()
     records: RecordSettings = RecordSettings()
+    quality: QualitySettings = QualitySettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
 

@@ -31,12 +31,25 @@ from stream.state.store import Checkpoint
 COMMANDS = [
     *(
         [name]
-        for name in ("demo", "run", "score", "simulate", "replay", "alerts", "audit", "doctor", "config", "version")
+        for name in (
+            "demo",
+            "run",
+            "score",
+            "simulate",
+            "replay",
+            "alerts",
+            "audit",
+            "quality",
+            "doctor",
+            "config",
+            "version",
+        )
     ),
     *(["stack", name] for name in ("up", "down", "status")),
     *(["topics", name] for name in ("create", "check")),
     *(["bundle", name] for name in ("inspect", "verify")),
     ["state", "rebuild"],
+    ["quality"],
 ]
 
 

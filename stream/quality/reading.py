@@ -1,0 +1,121 @@
+"""From records of the score and label topics to columns, and the references that bundles carry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from pydantic_core import from_json
+
+from stream.config import BatchSettings
+from stream.errors import BundleRefused
+from stream.events.decoder import Decoder
+from stream.events.moments import NO_MOMENT, moments_ms
+from stream.events.records import DECISIONS
+from stream.features.columns import MoneyConverter, hash_ids
+from stream.features.money import MAX_AMOUNT
+from stream.features.spec import Domain
+from stream.kafka.port import Record
+from stream.quality.book import LabelColumns, ScoreColumns
+from stream.scoring.bundle import MANIFEST_FILE, read_manifest
+from stream.scoring.reference import Reference
+
+NO_MODEL = "none"
+"""In place of a model's name: rules only."""
+
+_NUMBER = (float, int)
+_DECISION_CODES = {str(decision): place for place, decision in enumerate(DECISIONS)}
+
+
+class RecordReader:
+    """Decodes both kinds of records of one domain. Never raises for what a record holds."""
+
+    def __init__(self, domain: Domain, money: MoneyConverter) -> None:
+        self._domain, self._money = domain, money
+        self._labels = Decoder(domain.label, BatchSettings(), time_field=domain.time_field)
+
+    def scores(self, records: Sequence[Record]) -> tuple[ScoreColumns, int]:
+        """The readable ones as columns, and how many could not be read."""
+        found = [content for content in map(self._score, records) if content is not None]
+        domain = self._domain
+        time_ms = moments_ms([content[domain.time_field] for content in found])
+        if found and bool((time_ms == NO_MOMENT).any()):
+            kept = np.flatnonzero(time_ms != NO_MOMENT)
+            found, time_ms = [found[i] for i in kept.tolist()], time_ms[kept]
+        amounts = np.array([content.get(domain.amount_field) for content in found], dtype=np.float64)
+        amounts[~((amounts >= 0) & (amounts <= MAX_AMOUNT))] = np.nan
+        minor = self._money.to_minor(np.nan_to_num(amounts), [str(c.get(domain.currency_field)) for c in found])
+        columns = ScoreColumns(
+            identity=self._identity(found),
+            time_ms=time_ms,
+            amount_minor=np.where(np.isnan(amounts), -1, minor),
+            probability=np.array([content["probability"] for content in found], dtype=np.float64),
+            decision=np.array([_DECISION_CODES[content["decision"]] for content in found], dtype=np.int64),
+            models=[content["model"] or NO_MODEL for content in found],
+            features=[content.get("features") for content in found],
+        )
+        return columns, len(records) - len(columns)
+
+    def labels(self, records: Sequence[Record]) -> tuple[LabelColumns, int]:
+        """Likewise, by the rules of the engine's own decoder."""
+        decoded = self._labels.decode(records)
+        columns = LabelColumns(
+            identity=self._identity(decoded.events),
+            time_ms=decoded.time_ms,
+            known_ms=decoded.times_ms[self._domain.label_time_field],
+            fraud=np.array([label["fraud"] for label in decoded.events], dtype=np.bool_),
+        )
+        return columns, len(decoded.rejects)
+
+    def _identity(self, contents: Sequence[Mapping[str, Any]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        """A hash of account and event id: an id names one event of an account."""
+        domain = self._domain
+        return hash_ids([f"{content[domain.account_field]}\0{content[domain.event_id_field]}" for content in contents])
+
+    def _score(self, record: Record) -> dict[str, Any] | None:
+        """A score record's content; None when it is not one."""
+        domain = self._domain
+        try:
+            content = from_json(record.value or b"", allow_inf_nan=False)
+            texts = (content[name] for name in (domain.event_id_field, domain.account_field, domain.time_field))
+            probability, model, features = content["probability"], content["model"], content.get("features")
+            good = (
+                all(isinstance(text, str) for text in texts)
+                and content["decision"] in _DECISION_CODES
+                and (probability is None or isinstance(probability, _NUMBER))
+                and (model is None or isinstance(model, str))
+                and (
+                    features is None or all(value is None or isinstance(value, _NUMBER) for value in features.values())
+                )
+                and isinstance(content.get(domain.amount_field, 0.0), float | int | None)
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return content if good else None
+
+
+class References:
+    """The references of the bundles in the folders given, by model."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = tuple(folders)
+        self._log = structlog.get_logger("riskstream.quality")
+
+    def read(self) -> dict[str, Reference]:
+        """What the folders hold now: a deployed bundle may have taken the place of another. Blocks for small reads.
+
+        Only manifests are read; nothing in a bundle is run. One that cannot be read is logged and left out.
+        """
+        found = {}
+        for folder in self._folders:
+            try:
+                manifest = read_manifest((folder / MANIFEST_FILE).read_bytes())
+            except (BundleRefused, OSError) as error:
+                self._log.warning("no reference for drift", bundle=str(folder), error=str(error))
+                continue
+            if manifest.reference is not None:
+                found[manifest.label] = manifest.reference
+        return found

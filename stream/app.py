@@ -39,7 +39,11 @@ from stream.quality.figures import Figures
 from stream.quality.metrics import QualityMetrics
 from stream.quality.observer import Observer
 from stream.quality.reading import RecordReader, References
-from stream.scoring.scorer import ModelSlot, Scorer
+from stream.rollout.topic import ModelsTopic
+from stream.rollout.watch import FolderSource, ModelWatch, Source, TopicSource
+from stream.scoring.lineup import CHALLENGERS, CHAMPION, Change, Lineup
+from stream.scoring.loading import load_scorer
+from stream.scoring.scorer import Scorer
 from stream.state.store import StateStore
 from stream.topics import partition_counts
 
@@ -82,14 +86,6 @@ def load_rates(settings: Settings, domain: Domain) -> Rates:
     return rates
 
 
-def load_scorer(bundle: Path, domain: Domain, *, threads: int = 1) -> Scorer:
-    """Verifies a bundle and makes it ready. BundleRefused. Imports torch; blocks for a second or so."""
-    from stream.scoring.bundle import verify  # noqa: PLC0415
-    from stream.scoring.scorer import TorchScorer  # noqa: PLC0415
-
-    return TorchScorer(verify(bundle, domain=domain), domain, threads=threads)
-
-
 def policy_of(settings: Settings) -> Policy:
     return load_policy(settings.scoring.policy) if settings.scoring.policy else DEFAULT_POLICY
 
@@ -103,9 +99,14 @@ def build_worker(
     *,
     scorer: Scorer | None,
     clock: Clock,
+    challengers: Sequence[Scorer] = (),
+    model_changes: Callable[[], Sequence[Change]] = tuple,
     fault: Callable[[str], None] = no_fault,
 ) -> Worker:
-    """A worker over these ports. TopicError when the topics are not as they must be."""
+    """A worker over these ports. TopicError when the topics are not as they must be.
+
+    It begins with the champion `scorer` and the challengers; `model_changes` as in Worker.
+    """
     check_arena(settings)
     partitions = check_topics(settings, client)
     rates = load_rates(settings, domain)
@@ -113,17 +114,37 @@ def build_worker(
     state = FeatureState(
         domain, accounts=settings.state.arena_accounts, entities=settings.state.arena_entities, use_others=share
     )
-    slot = ModelSlot(scorer)
+    lineup = Lineup(scorer)
     keeper = RowKeeper(state, store, metrics, share_entities=share, fault=fault)
-    pipeline = Pipeline(domain, rates, settings.batch, state, slot, metrics)
+    pipeline = Pipeline(domain, rates, settings.batch, state, lineup, metrics)
     judge = Judge(domain, policy_of(settings), settings.records, rates_version=rates.version)
     inputs = partitions[settings.topics.transactions]
     same = {topic for topic, count in partitions.items() if count == inputs}
     turn = Turn(settings, pipeline, judge, keeper, metrics, clock, engine_version=__version__, same_partitions=same)
     restorer = Restorer(settings, client, store, keeper, pipeline, metrics, clock, fault=fault)
-    if scorer is not None:
-        metrics.set_model("champion", scorer.manifest.name, scorer.manifest.version, domain.spec_id)
-    return Worker(settings, client, keeper, turn, restorer, metrics, clock, fault=fault)
+    for role, one in zip(CHALLENGERS, challengers, strict=False):
+        lineup.apply(Change(role, one))
+    for role, named in zip((CHAMPION, *CHALLENGERS), (scorer, *challengers), strict=False):
+        if named is not None:
+            metrics.set_model(role, named.manifest.name, named.manifest.version, domain.spec_id)
+    return Worker(settings, client, keeper, turn, restorer, metrics, clock, model_changes=model_changes, fault=fault)
+
+
+def model_watch(settings: Settings, domain: Domain, client: KafkaClient, metrics: Metrics) -> ModelWatch:
+    """What looks for new bundles: the folders of the settings and, with a library, the models topic."""
+    scoring = settings.scoring
+    sources: list[Source] = []
+    watch = ModelWatch(
+        sources, lambda folder: load_scorer(folder, domain, scoring), metrics, interval_ms=scoring.watch_interval_ms
+    )
+    if scoring.bundle is not None:
+        sources.append(FolderSource(CHAMPION, scoring.bundle))
+    for role, folder in zip(CHALLENGERS, scoring.challenger_folders, strict=False):
+        sources.append(FolderSource(role, folder))
+    if scoring.library is not None:
+        # Its moments decide over the folder's, which counts from the next turn on: so it comes last.
+        sources.append(TopicSource(ModelsTopic(client, settings.topics.models), scoring.library, watch.refuse))
+    return watch
 
 
 def check_arena(settings: Settings) -> None:
@@ -176,8 +197,8 @@ class OfflineScorer:
         """`partitions` and `labels` as in offline.HistoryReplay."""
         metrics, rates = Metrics(CollectorRegistry()), load_rates(settings, domain)
         self._replay = HistoryReplay(domain, rates, metrics, partitions=partitions, labels=labels)
-        slot = ModelSlot(scorer)
-        self._pipeline = Pipeline(domain, rates, settings.batch, self._replay.state, slot, metrics)
+        lineup = Lineup(scorer)
+        self._pipeline = Pipeline(domain, rates, settings.batch, self._replay.state, lineup, metrics)
         self._judge = Judge(domain, policy_of(settings), settings.records, rates_version=rates.version)
         self._topic, self._clock = settings.topics.transactions, clock
         self.duplicates = 0
@@ -212,10 +233,24 @@ def run_worker(settings: Settings, *, profile: bool = False) -> int:
     domain = load_domain(settings)
     scorer = None
     if settings.scoring.bundle is not None:
-        scorer = load_scorer(settings.scoring.bundle, domain, threads=settings.scoring.threads)
+        scorer = load_scorer(settings.scoring.bundle, domain, settings.scoring)
+    challengers = [load_scorer(folder, domain, settings.scoring) for folder in settings.scoring.challenger_folders]
+    client = connect(settings)
+    watch = model_watch(settings, domain, client, metrics)
     store = open_store(settings, domain)
     check_store(store)
-    worker = build_worker(settings, domain, connect(settings), store, metrics, scorer=scorer, clock=clock)
+    worker = build_worker(
+        settings,
+        domain,
+        client,
+        store,
+        metrics,
+        scorer=scorer,
+        clock=clock,
+        challengers=challengers,
+        model_changes=watch.take,
+    )
+    watch.start()
     stop = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stop.set())
@@ -229,6 +264,7 @@ def run_worker(settings: Settings, *, profile: bool = False) -> int:
         log.error("stopped", error=str(error), exit_code=error.exit_code)
         raise
     finally:
+        watch.stop()
         health.stop()
         store.close()
     log.info("stopped", exit_code=0)

@@ -162,7 +162,7 @@ class Metrics:
         self.identity_gap.labels(label).set(self._gaps[partition])
 
     def set_model(self, role: str, name: str, version: str, spec_id: str) -> None:
-        """`role` is champion or challenger."""
+        """`role` is champion, or challenger-1 to challenger-3; empty names: nobody has it."""
         self.model.labels(role).info({"name": name, "version": version, "spec_id": spec_id})
 
     def forget_partition(self, partition: int, topics: Sequence[str]) -> None:
@@ -377,6 +377,30 @@ class Metrics:
             "model_failures",
             "Times that a model raised or gave NaN and was replaced by the one before it, or by rules only. Any: read "
             "the log, deploy a bundle that verifies.",
+        )
+        self.model_changes = self._counter(
+            "model_changes",
+            "Models that took a role, by role (champion, challenger-1...). After a deployment every worker must count "
+            "one; which model runs says riskstream_model_info.",
+            ["role"],
+        )
+        self.model_refusals = self._counter(
+            "model_refusals",
+            "Bundles that did not verify and were not taken, by role; the model that runs stays. Any: the log names "
+            "the file or the check; deploy a bundle that `riskstream bundle verify` accepts.",
+            ["role"],
+        )
+        self.shadow_decisions = self._counter(
+            "shadow_decisions",
+            "Events by the champion's decision and what a challenger would have decided. Many outside the diagonal: "
+            "look at their labels before the challenger is promoted.",
+            ["role", "champion", "challenger"],
+        )
+        self.shadow_difference = self._counter(
+            "shadow_difference",
+            "Sum of |champion's - challenger's probability|; by riskstream_shadow_decisions_total it is the mean "
+            "difference. A jump: one of the two has drifted.",
+            ["role"],
         )
         self.rebalances = self._counter(
             "rebalances",

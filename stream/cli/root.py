@@ -37,6 +37,7 @@ COMMANDS = (
     "audit",
     "quality",
     "bundle",
+    "model",
     "state",
     "doctor",
     "config",

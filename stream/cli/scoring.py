@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stream.app import OfflineScorer, load_domain, load_scorer
+from stream.app import OfflineScorer, load_domain
 from stream.cli.context import note, print_json
 from stream.cli.history import History
 from stream.cli.progress import Steps
@@ -20,6 +20,7 @@ from stream.errors import ConfigError
 from stream.features.spec import Domain
 from stream.history.batch import HistoryBatch
 from stream.offline import RecordedLabels, Verdicts, published_labels
+from stream.scoring.loading import load_scorer
 
 
 def score_file(
@@ -40,7 +41,7 @@ def score_file(
     history = History(domain, file, mapping, label_delay_ms=label_delay_ms, limit=limit)
     bundle, scorer = settings.scoring.bundle, None
     if bundle is not None:
-        scorer = load_scorer(bundle, domain, threads=settings.scoring.threads)
+        scorer = load_scorer(bundle, domain, settings.scoring)
     labels: Verdicts | RecordedLabels = verdicts
     if label_positions is not None:
         labels = recorded_labels(label_positions, history, domain, partitions, verdicts)

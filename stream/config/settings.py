@@ -34,8 +34,15 @@ def _brokers(servers: str) -> str:
     return servers
 
 
+def _at_most_three(folders: str) -> str:
+    if len([name for name in folders.split(",") if name.strip()]) > 3:
+        raise ValueError("there are three places for challengers")
+    return folders
+
+
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 Brokers = Annotated[str, AfterValidator(_brokers)]
+Folders = Annotated[str, AfterValidator(_at_most_three)]
 TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -101,6 +108,9 @@ class TopicSettings(Section):
     scores: TopicName = Field(default="risk-scores", description="output: one record per event")
     alerts: TopicName = Field(default="alerts", description="output: one record per suspicious event")
     dead_letters: TopicName = Field(default="transactions.dlq", description="output: what could not be scored")
+    models: TopicName = Field(
+        default="models", description="compacted: which bundle scores from when on; see scoring.library"
+    )
 
 
 class RedisSettings(Section):
@@ -177,7 +187,25 @@ class StateSettings(Section):
 
 class ScoringSettings(Section):
     bundle: Path | None = Field(
-        default=None, description="folder of the model bundle; without one: rules only, flagged"
+        default=None, description="folder of the model bundle, or a symlink to it; without one: rules only, flagged"
+    )
+    challengers: Folders = Field(
+        default="",
+        description="folders of up to three bundles that score beside it and decide nothing, comma separated",
+    )
+    library: Path | None = Field(
+        default=None,
+        description="folder that all workers read, with the bundles that `riskstream model deploy` announces; empty: the models topic is not read",
+    )
+    watch_interval_ms: int = Field(
+        default=1_000,
+        ge=0,
+        description="how often bundle folders and the models topic are looked at; 0: only at the start",
+    )
+    max_batch_ms: int = Field(default=100, ge=1, description="a bundle that takes longer for 256 events is refused")
+    signature_key: SecretStr | None = Field(
+        default=None,
+        description="key of the bundles' signatures; with one, a bundle that is not signed with it is refused",
     )
     threads: int = Field(default=1, ge=1, le=64, description="torch threads per worker")
     policy: Path | None = Field(
@@ -186,6 +214,10 @@ class ScoringSettings(Section):
     rates: Path | None = Field(
         default=None, description="YAML of exchange rates; empty: the base currency only, others flagged no_rate"
     )
+
+    @property
+    def challenger_folders(self) -> list[Path]:
+        return [Path(name.strip()) for name in self.challengers.split(",") if name.strip()]
 
 
 class RecordSettings(Section):

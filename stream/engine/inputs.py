@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from stream.engine.partition import Partition
 from stream.kafka.port import Record
+from stream.scoring.lineup import Lineup
 from stream.state.store import Checkpoint
 
 
@@ -61,6 +62,27 @@ def _is_label_due(partition: Partition, caught_up: frozenset[int]) -> bool:
     if partition.waiting_records:
         return partition.waiting_labels[0].timestamp <= partition.waiting_records[0].timestamp
     return partition.number in caught_up
+
+
+def keep_one_champion(shares: list[Share], lineup: Lineup) -> None:
+    """Leaves for the next turn what another champion scores, so that a turn has one.
+
+    The first share decides; its place changes with every turn, so nobody waits for ever.
+    """
+    moments = [record.timestamp for share in shares for record in share.records]
+    if not moments:
+        return
+    lineup.begin_turn(moments[0])
+    if not lineup.changes_between(min(moments), max(moments)):
+        return
+    champion = lineup.current()
+    for share in shares:
+        records = share.records
+        others = (i for i, record in enumerate(records) if lineup.champion_at(record.timestamp) is not champion)
+        place = next(others, len(records))
+        # Labels come before the transactions of their turn: where none of those is done now, they wait too.
+        keep_first(share, labels=0 if records and not place else len(share.labels), records=place)
+    shares[:] = [share for share in shares if share.labels or share.records]
 
 
 def put_back(shares: Sequence[Share]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from stream.scoring.scorer import Scorer
 
 _FLAGS = tuple(Flag)
 _APPROVE = DECISIONS.index(Decision.APPROVE)
+_KEPT_MODELS = 8
+"""Deciders at hand: a champion, the one before it, three challengers, and some that come and go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Judged:
     decided: Decided
     probability: NDArray[np.float64]
     flags: NDArray[np.int64]
+    shadows: dict[str, ShadowJudged] = field(default_factory=dict)
+    """What would have been decided, had the challenger been the champion; by role."""
 
     @property
     def suspicious(self) -> NDArray[np.int64]:
@@ -54,6 +58,15 @@ class Judged:
     def flag_names(self) -> list[list[str]]:
         """The flags of each event by name: (A,)."""
         return [_names(flags) for flags in self.flags.tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowJudged:
+    """A challenger's verdict on the same events (A,)."""
+
+    model: str
+    decided: Decided
+    probability: NDArray[np.float64]
 
 
 class ModelExplainer:
@@ -84,13 +97,13 @@ class Judge:
         identity = [domain.event_id_field, domain.account_field, domain.time_field, domain.amount_field]
         identity += [domain.currency_field, *(entity.field for entity in domain.entities)]
         self._splitter = EventSplitter(domain.event.model_fields, identity)
-        self._deciders: dict[str, tuple[Decider, ModelExplainer | None]] = {}
+        self._deciders: dict[int, tuple[Scorer | None, Decider, ModelExplainer | None]] = {}
         self._columns = [column.name for column in domain.aggregate_columns]
 
     def judge(self, scored: Scored, situation: Situation) -> Judged:
         """Decisions and flags of the batch's new events."""
         index = scored.index
-        decider, _ = self._for(scored.scorer)
+        decider = self._decider(scored.scorer)
         probability = (
             np.full(len(index), np.nan) if scored.scores is None else scored.scores.probability.astype(np.float64)
         )
@@ -106,7 +119,16 @@ class Judge:
                 Flag.RULES_ONLY: np.isnan(probability),
             }
         )
-        return Judged(scored, decided, probability, flags)
+        return Judged(scored, decided, probability, flags, self._judge_shadows(scored, events))
+
+    def _judge_shadows(self, scored: Scored, events: Sequence[Mapping[str, Any]]) -> dict[str, ShadowJudged]:
+        shadows = {}
+        for role, (scorer, scores) in scored.shadows.items():
+            probability = scores.probability.astype(np.float64)
+            aggregates = scored.assembled.aggregates[scored.index]
+            decided = self._decider(scorer).decide(probability, events, aggregates)
+            shadows[role] = ShadowJudged(scorer.manifest.label, decided, probability)
+        return shadows
 
     def score_records(self, judged: Judged, situation: Situation) -> list[dict[str, Any]]:
         """One record per new event, of the shape of events.records.RiskScore."""
@@ -116,7 +138,7 @@ class Judge:
         shared = assembled.shared[index].tolist()
         age_ms = np.maximum(situation.now_ms - assembled.view_read_ms[index], 0).tolist()
         components = [{}] * len(index) if scored.scores is None else _rows_of(scored.scores.components)
-        features = self._features(judged)
+        features, shadows = self._features(judged), _shadow_rows(judged)
         spec_id = self._domain.spec_id
         for place, (record, position) in enumerate(zip(common, index.tolist(), strict=True)):
             record["labels_offset"] = situation.labels_offset[position]
@@ -126,19 +148,21 @@ class Judge:
             record["rates_version"] = self._rates_version
             if place in features:
                 record["features"] = features[place]
+            if shadows:
+                record["shadow"] = shadows[place]
         return common
 
     def alert_records(self, judged: Judged, records: list[dict[str, Any]], *, explain: bool) -> list[dict[str, Any]]:
         """One alert per suspicious event, with the reasons; without them if `explain` is False (shed)."""
         places = judged.suspicious
         reasons: list[list[dict[str, Any]]] = [[] for _ in places]
-        _, explainer = self._for(judged.scored.scorer)
-        if explain and explainer is not None and len(places):
+        explainer = self._explainer(judged.scored.scorer) if explain and len(places) else None
+        if explainer is not None:
             chosen = judged.scored.index[places]
             assembled = judged.scored.assembled
             inputs = ModelInputs(assembled.steps[chosen], assembled.lengths[chosen], assembled.aggregates[chosen])
             reasons = explainer.reasons(inputs)
-        kept = ("labels_offset", "entity_view_age_ms", "components", "spec_id", "rates_version", "features")
+        kept = ("labels_offset", "entity_view_age_ms", "components", "spec_id", "rates_version", "features", "shadow")
         alerts = []
         for place, why in zip(places.tolist(), reasons, strict=True):
             alert = {name: value for name, value in records[place].items() if name not in kept}
@@ -147,7 +171,7 @@ class Judge:
 
     def _common(self, judged: Judged, situation: Situation) -> list[dict[str, Any]]:
         scored, decided = judged.scored, judged.decided
-        decider, _ = self._for(scored.scorer)
+        decider = self._decider(scored.scorer)
         model = scored.scorer.manifest.label if scored.scorer is not None else None
         scored_at, policy_version = moment_text(situation.now_ms), self._policy.version
         bands = [*decider.band_names]
@@ -191,10 +215,18 @@ class Judge:
         rows = judged.scored.assembled.aggregates[index]
         return {place: dict(zip(self._columns, rows[place].tolist(), strict=True)) for place in places}
 
+    def _decider(self, scorer: Scorer | None) -> Decider:
+        """The policy with a model's thresholds."""
+        return self._for(scorer)[0]
+
+    def _explainer(self, scorer: Scorer | None) -> ModelExplainer | None:
+        return self._for(scorer)[1]
+
     def _for(self, scorer: Scorer | None) -> tuple[Decider, ModelExplainer | None]:
         """The decider and explainer that go with a model's thresholds and references."""
-        label = scorer.manifest.label if scorer is not None else ""
-        if label not in self._deciders:
+        kept = self._deciders.get(id(scorer))
+        # The scorer is kept beside them: while it is, no other one can have its id.
+        if kept is None or kept[0] is not scorer:
             columns = self._domain.aggregate_columns
             if scorer is None:
                 made: tuple[Decider, ModelExplainer | None] = (Decider(self._policy, columns), None)
@@ -202,8 +234,35 @@ class Judge:
                 thresholds = scorer.manifest.thresholds
                 decider = Decider(self._policy, columns, review=thresholds.review, decline=thresholds.decline)
                 made = (decider, ModelExplainer(self._domain, scorer))
-            self._deciders[label] = made
-        return self._deciders[label]
+            while len(self._deciders) >= _KEPT_MODELS:
+                del self._deciders[next(iter(self._deciders))]
+            kept = self._deciders[id(scorer)] = (scorer, *made)
+        return kept[1], kept[2]
+
+
+def _shadow_rows(judged: Judged) -> list[list[dict[str, Any]]]:
+    """What each record says of the challengers, (A,); empty when there are none."""
+    if not judged.shadows:
+        return []
+    columns = [
+        [
+            {
+                "role": role,
+                "model": shadow.model,
+                "probability": probability,
+                "score": score,
+                "decision": DECISIONS[code],
+            }
+            for probability, score, code in zip(
+                shadow.probability.tolist(),
+                shadow.decided.score.tolist(),
+                shadow.decided.decision.tolist(),
+                strict=True,
+            )
+        ]
+        for role, shadow in judged.shadows.items()
+    ]
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _flag_bits(flags: Mapping[Flag, NDArray[np.bool_]]) -> NDArray[np.int64]:

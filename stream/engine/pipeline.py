@@ -5,8 +5,8 @@ poll and produce. Serving, replay after a crash, offline scoring and training sh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import structlog
@@ -23,7 +23,8 @@ from stream.features.labels import LabelOutcome
 from stream.features.spec import Domain
 from stream.kafka.port import Record
 from stream.metrics import Metrics
-from stream.scoring.scorer import ModelSlot, Scorer, Scores
+from stream.scoring.lineup import Lineup
+from stream.scoring.scorer import Scorer, Scores
 
 _Batch = TypeVar("_Batch", EventBatch, LabelBatch)
 
@@ -47,6 +48,15 @@ class Scored:
     scorer: Scorer | None
     """None: rules only."""
     scores: Scores | None
+    shadows: dict[str, Shadow] = field(default_factory=dict)
+    """What the challengers say, by role; the same events as `scores`."""
+
+
+class Shadow(NamedTuple):
+    """A challenger and its scores of a batch."""
+
+    scorer: Scorer
+    scores: Scores
 
 
 class Pipeline:
@@ -58,10 +68,10 @@ class Pipeline:
         money: MoneyConverter,
         limits: BatchSettings,
         state: FeatureState,
-        slot: ModelSlot,
+        lineup: Lineup,
         metrics: Metrics,
     ) -> None:
-        self.domain, self.state, self.slot = domain, state, slot
+        self.domain, self.state, self.lineup = domain, state, lineup
         self._metrics = metrics
         self._events = Decoder(domain.event, limits, time_field=domain.time_field)
         self._labels = Decoder(domain.label, limits, time_field=domain.time_field)
@@ -96,10 +106,12 @@ class Pipeline:
         with self._metrics.stage("fold"):
             return self.state.assemble(batch)
 
-    def score(self, batch: EventBatch, assembled: Assembled) -> Scored:
-        """One call of the model for the batch. A model that fails gives way to the one before it, or to none."""
+    def score(self, batch: EventBatch, assembled: Assembled, *, challengers: bool = True) -> Scored:
+        """One call of each model for the batch. A champion that fails gives way to the one before it, or to none;
+        a challenger that fails leaves. Without `challengers` only the champion is asked.
+        """
         index = np.flatnonzero(~assembled.duplicate)
-        scorer = self.slot.current()
+        scorer = self.lineup.current()
         scores = None
         with self._metrics.stage("score"):
             steps, lengths, aggregates = assembled.steps, assembled.lengths, assembled.aggregates
@@ -111,8 +123,22 @@ class Pipeline:
                 except ScoringFailed as error:
                     self._log.error("the model failed and is replaced by the one before it", error=str(error))
                     self._metrics.model_failures.inc()
-                    scorer = self.slot.fall_back()
-        return Scored(batch, assembled, index, scorer, scores)
+                    scorer = self.lineup.drop(scorer)
+            shadows = self._shadows(steps, lengths, aggregates) if challengers and len(index) else {}
+        return Scored(batch, assembled, index, scorer, scores, shadows)
+
+    def _shadows(
+        self, steps: NDArray[np.float32], lengths: NDArray[np.int64], aggregates: NDArray[np.float32]
+    ) -> dict[str, Shadow]:
+        shadows = {}
+        for role, scorer in self.lineup.challengers.items():
+            try:
+                shadows[role] = Shadow(scorer, scorer.score(steps, lengths, aggregates))
+            except ScoringFailed as error:
+                self._log.error("a challenger failed and is dropped", role=role, error=str(error))
+                self._metrics.model_failures.inc()
+                self.lineup.drop_challenger(role)
+        return shadows
 
 
 def _origins(records: Sequence[Record]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

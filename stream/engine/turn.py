@@ -10,12 +10,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from stream.clock import Clock
 from stream.config import Settings
 from stream.engine.flush import ACCOUNT_EVENTS_PER_TURN, ACCOUNT_LABELS_PER_TURN, RowKeeper
-from stream.engine.inputs import Share, keep_first, within_limit
+from stream.engine.inputs import Share, keep_first, keep_one_champion, within_limit
 from stream.engine.outputs import Judge, Judged, Situation
 from stream.engine.pipeline import Input, Pipeline, Scored
 from stream.errors import ConfigError, ScoringFailed, UnavailableError
@@ -27,6 +28,7 @@ from stream.features.pool import ArenaFullError
 from stream.kafka.headers import forwarded, source_ms
 from stream.kafka.port import Headers, Record
 from stream.metrics import Metrics
+from stream.scoring.lineup import Change
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,19 @@ class Turn:
         self._settings, self._pipeline, self._judge = settings, pipeline, judge
         self._keeper, self._metrics, self._clock = keeper, metrics, clock
         self._engine_version = engine_version
+        self._log = structlog.get_logger("riskstream.turn")
         self._same_partitions = frozenset(same_partitions)
+
+    def change_models(self, changes: Sequence[Change]) -> None:
+        """Models take their roles, or leave them. Between two turns only."""
+        for change in changes:
+            self._pipeline.lineup.apply(change)
+            manifest = change.scorer.manifest if change.scorer is not None else None
+            label, version = (manifest.name, manifest.version) if manifest is not None else ("", "")
+            self._metrics.set_model(change.role, label, version, self._pipeline.domain.spec_id)
+            self._metrics.model_changes.labels(change.role).inc()
+            model = manifest.label if manifest is not None else None
+            self._log.info("model changed", role=change.role, model=model, from_ms=change.from_ms)
 
     def run(self, shares: list[Share], flush_all: Callable[[], None]) -> TurnResult:
         """Does the turn, shortening the shares where an account would come too often.
@@ -85,6 +99,7 @@ class Turn:
         UnavailableError, StateLostError: nothing was folded. ConfigError when the arena is too small.
         """
         result = TurnResult()
+        keep_one_champion(shares, self._pipeline.lineup)
         with self._metrics.stage("decode"):
             labels = self._pipeline.decode_labels([record for share in shares for record in share.labels])
             events = self._pipeline.decode_events([record for share in shares for record in share.records])
@@ -226,6 +241,14 @@ class Turn:
         if result.judged is not None:
             self._count_scores(result.judged, [events.records[i] for i in result.judged.scored.index.tolist()])
 
+    def _count_shadows(self, judged: Judged) -> None:
+        """What the challengers would have decided, beside what was decided."""
+        for role, shadow in judged.shadows.items():
+            for champion, challenger, count in _pairs(judged.decided.decision, shadow.decided.decision):
+                self._metrics.shadow_decisions.labels(role, champion, challenger).inc(count)
+            difference = np.abs(judged.probability - shadow.probability)
+            self._metrics.shadow_difference.labels(role).inc(float(np.nansum(difference)))
+
     def _count_scores(self, judged: Judged, records: Sequence[Record]) -> None:
         metrics = self._metrics
         counts = np.bincount(judged.decided.decision, minlength=len(DECISIONS)).tolist()
@@ -233,6 +256,7 @@ class Turn:
             metrics.decisions.labels(decision).inc(counts[place])
             if place:
                 metrics.alerts.labels(decision).inc(counts[place])
+        self._count_shadows(judged)
         score = judged.decided.score
         metrics.scores.observe(score[score >= 0])
         for names in judged.flag_names() if judged.flags.any() else ():
@@ -242,6 +266,13 @@ class Turn:
         if shared:
             metrics.flags.labels("shared").inc(shared)
         metrics.latency.observe((self._clock.now_ms() - _source_times(records)) / 1000.0)
+
+
+def _pairs(champion: NDArray[np.uint8], challenger: NDArray[np.uint8]) -> list[tuple[str, str, int]]:
+    """How often each pair of decisions came: (champion's, challenger's, count)."""
+    kinds = len(DECISIONS)
+    counts = np.bincount(champion.astype(np.int64) * kinds + challenger, minlength=kinds**2).tolist()
+    return [(DECISIONS[i // kinds], DECISIONS[i % kinds], count) for i, count in enumerate(counts) if count]
 
 
 def _source_times(records: Sequence[Record]) -> NDArray[np.int64]:

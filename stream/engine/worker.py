@@ -28,6 +28,7 @@ from stream.engine.turn import Turn, TurnResult
 from stream.errors import DeadLetterError, FatalError, StateLostError, TopicError, TurnAborted, UnavailableError
 from stream.kafka.port import CommittedOffset, Consumer, KafkaClient, Producer, TopicPartition
 from stream.metrics import Metrics
+from stream.scoring.lineup import Change
 
 _RETRY_WAIT_MS = 100
 
@@ -45,8 +46,11 @@ class Worker:
         metrics: Metrics,
         clock: Clock,
         *,
+        model_changes: Callable[[], Sequence[Change]] = tuple,
         fault: Callable[[str], None] = no_fault,
     ) -> None:
+        """`model_changes` gives the models that became ready since it was last called. It must not block."""
+        self._model_changes = model_changes
         self._settings, self._client, self._clock, self._metrics = settings, client, clock, metrics
         self._keeper, self._turn, self._restorer = keeper, turn, restorer
         self._fault = fault
@@ -117,7 +121,8 @@ class Worker:
 
         1. poll (the rebalance callbacks run here); end a transaction that failed
         2. one step for each partition that is restoring
-        3. take what is due: labels first, then transactions; nothing while a flush or an abort is owed
+        3. models that became ready take their roles; then take what is due, labels first, then transactions
+           (nothing while a flush or an abort is owed)
         4. load rows, fold, score, decide (turn.py)
         5. one transaction: outputs and offsets
         6. flush rows, if it is time
@@ -127,6 +132,7 @@ class Worker:
         self._poll()
         self._abort_if_owed()
         self._restore_some()
+        self._turn.change_models(self._model_changes())
         if not (self._must_abort or self._must_flush()):
             shares = inputs.take(self._in_turn(), self._caught_up(), self._settings.batch.max_events)
             if shares:

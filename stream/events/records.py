@@ -109,6 +109,16 @@ class ScoredEvent(Record):
     scored_at: MomentOut = Field(description="when it was scored, UTC")
 
 
+class Shadow(Record):
+    """What a challenger says of the same event. It decides nothing."""
+
+    role: str = Field(description="its place: challenger-1 to challenger-3")
+    model: str = Field(description="name@version of the challenger")
+    probability: Probability = Field(description="its calibrated probability of fraud")
+    score: Annotated[int, Field(ge=0, le=MAX_SCORE)] = Field(description="0 to 999 on its own thresholds")
+    decision: Decision = Field(description="what the policy would have said, had it been the champion")
+
+
 class RiskScore(ScoredEvent):
     """One per event: a self-contained record of the decision, from which it can be replayed."""
 
@@ -124,6 +134,7 @@ class RiskScore(ScoredEvent):
     features: dict[str, float | None] | None = Field(
         None, description="what the model saw, by column, null where missing; only in records chosen by the settings"
     )
+    shadow: list[Shadow] | None = Field(None, description="the challengers' verdicts; absent without challengers")
 
 
 class Alert(ScoredEvent):

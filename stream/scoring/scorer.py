@@ -1,9 +1,9 @@
-"""What the engine asks of a model, the TorchScript implementation, and the slot that holds the running one."""
+"""What the engine asks of a model, and the TorchScript implementation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,33 +92,3 @@ class TorchScorer:
         for size in _WARM_UP_SIZES:
             steps = np.zeros((size, self._manifest.sequence_length, width), dtype=np.float32)
             self.score(steps, np.ones(size, dtype=np.int64), np.zeros((size, depth), dtype=np.float32))
-
-
-class _Held(NamedTuple):
-    current: Scorer | None
-    previous: Scorer | None
-
-
-class ModelSlot:
-    """Holds the running scorer. Every change is one assignment, so a reader on another thread sees old or new.
-
-    A turn reads `current` once and keeps what it got. Changes must come from one thread.
-    """
-
-    def __init__(self, scorer: Scorer | None = None) -> None:
-        self._held = _Held(scorer, None)
-
-    def current(self) -> Scorer | None:
-        """The scorer to use; None means rules only."""
-        return self._held.current
-
-    def replace(self, scorer: Scorer) -> Scorer | None:
-        """Makes `scorer` the current one; returns the one it replaced, which `fall_back` would bring back."""
-        former = self._held.current
-        self._held = _Held(scorer, former)
-        return former
-
-    def fall_back(self) -> Scorer | None:
-        """Drops the current scorer for the one before it (None: rules only); returns what is current now."""
-        self._held = _Held(self._held.previous, None)
-        return self._held.current

@@ -23,6 +23,7 @@ from stream.history.batch import UNKNOWN, HistoryBatch
 from stream.kafka.headers import SOURCE_MS, TRACEPARENT
 from stream.kafka.port import TopicPartition
 from stream.metrics import Metrics
+from stream.scoring.loading import load_scorer
 from stream.simulate.simulation import Simulation
 from stream.stack import RedisServer
 from stream.state.store import Checkpoint
@@ -97,7 +98,7 @@ def test_every_event_has_a_score_and_every_suspicious_one_an_alert(
 
 def check_offline(deployment: Deployment, bundle: Path, batch: HistoryBatch, probabilities: list[float]) -> None:
     """The scores are those of `riskstream score` over the same events."""
-    scorer = app.load_scorer(bundle, deployment.domain)
+    scorer = load_scorer(bundle, deployment.domain)
     offline = app.OfflineScorer(deployment.settings, deployment.domain, scorer, SystemClock())
     unlabelled = dataclasses.replace(batch, fraud=np.full_like(batch.fraud, UNKNOWN))
     expected = [record["probability"] for records in offline.records([unlabelled]) for record in records]

@@ -22,7 +22,7 @@ from stream.features.pool import ArenaFullError
 from stream.features.rows import LABEL_RING, RING, row_offsets
 from stream.kafka.memory import MemoryRecord
 from stream.metrics import Metrics
-from stream.scoring.scorer import ModelSlot
+from stream.scoring.lineup import Lineup
 from stream.state.memory import MemoryServer, MemoryStore
 from stream.state.store import Checkpoint
 from tests.crash.small import DOMAIN
@@ -86,7 +86,7 @@ class Bench:
         self.store = WatchedStore(self.server)
         self.keeper = RowKeeper(self.state, self.store, self.metrics, share_entities=self.share, fault=self.fault)
         rates = Rates.base_only("USD")
-        self.pipeline = Pipeline(DOMAIN, rates, BatchSettings(), self.state, ModelSlot(), self.metrics)
+        self.pipeline = Pipeline(DOMAIN, rates, BatchSettings(), self.state, Lineup(), self.metrics)
         self.partitions = {
             n: Partition(
                 n, Phase.RUNNING, self.store.load_checkpoint(n) or Checkpoint(0, 0), self.store.load_checkpoint(n)

@@ -75,6 +75,8 @@ def test_labels_cannot_carry_identities(metrics: Metrics) -> None:
         "kind",
         "topic",
         "role",
+        "champion",
+        "challenger",
     }
     for collector in vars(metrics).values():
         assert set(getattr(collector, "_labelnames", ())) <= allowed

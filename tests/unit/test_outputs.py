@@ -21,7 +21,8 @@ from stream.features.columns import hash_ids
 from stream.features.money import Rates
 from stream.kafka.memory import MemoryRecord
 from stream.metrics import Metrics
-from stream.scoring.scorer import ModelSlot, Scorer
+from stream.scoring.lineup import CHAMPION, Change, Lineup
+from stream.scoring.scorer import Scorer
 from tests.crash.small import DOMAIN, FormulaScorer
 from tests.crash.traffic import START_MS, Item, Traffic
 
@@ -36,8 +37,8 @@ class Bench:
     ) -> None:
         self.state = FeatureState(DOMAIN, accounts=256, entities=256, use_others=True)
         rates = Rates.base_only("USD")
-        self.slot = ModelSlot(scorer)
-        self.pipeline = Pipeline(DOMAIN, rates, BatchSettings(), self.state, self.slot, Metrics(CollectorRegistry()))
+        self.lineup = Lineup(scorer)
+        self.pipeline = Pipeline(DOMAIN, rates, BatchSettings(), self.state, self.lineup, Metrics(CollectorRegistry()))
         self.judge = Judge(DOMAIN, policy, records or RecordSettings(), rates_version=rates.version)
         self.offset = 0
 
@@ -181,11 +182,11 @@ def test_the_model_of_the_moment_is_named_and_its_thresholds_count(traffic: Traf
         update={"thresholds": strict.manifest.thresholds.model_copy(update={"review": 0.0, "decline": 1.0})}
     )
     bench = Bench(scorer=FORMULA)
-    bench.slot.replace(strict)
+    bench.lineup.apply(Change(CHAMPION, strict))
     scores, alerts, _ = bench.records([traffic.event() for _ in range(10)])
     assert {s["model"] for s in scores} == {"strict@1"}
     assert {s["decision"] for s in scores} == {"review"}
-    bench.slot.fall_back()
+    bench.lineup.drop(strict)
     scores, alerts, _ = bench.records([traffic.event() for _ in range(40)])
     assert {s["model"] for s in scores} == {"formula@1"}
     assert len(alerts) < 40

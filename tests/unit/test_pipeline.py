@@ -26,7 +26,8 @@ from stream.features.assemble import FeatureState
 from stream.features.money import Rates
 from stream.kafka.memory import MemoryRecord
 from stream.metrics import Metrics
-from stream.scoring.scorer import ModelSlot, Scorer
+from stream.scoring.lineup import CHAMPION, Change, Lineup
+from stream.scoring.scorer import Scorer
 from stream.state.memory import MemoryStore
 from stream.state.store import Checkpoint
 from tests.crash.small import DOMAIN, FormulaScorer
@@ -47,11 +48,11 @@ class Bench:
         self.metrics = Metrics(CollectorRegistry())
         self.settings: Settings = load_settings(None, {}, given or {}).settings
         self.state = FeatureState(DOMAIN, accounts=arena, entities=arena, use_others=False)
-        self.slot = ModelSlot()
+        self.lineup = Lineup()
         for scorer in scorers:
-            self.slot.replace(scorer)
+            self.lineup.apply(Change(CHAMPION, scorer))
         rates = Rates.base_only("USD")
-        self.pipeline = Pipeline(DOMAIN, rates, BatchSettings(), self.state, self.slot, self.metrics)
+        self.pipeline = Pipeline(DOMAIN, rates, BatchSettings(), self.state, self.lineup, self.metrics)
         self.store = MemoryStore("turn", DOMAIN.spec_id)
         self.keeper = RowKeeper(self.state, self.store, self.metrics, share_entities=False)
         judge = Judge(DOMAIN, DEFAULT_POLICY, self.settings.records, rates_version=rates.version)
@@ -168,7 +169,7 @@ def test_a_model_that_fails_gives_way_to_the_one_before_it_and_then_to_none(traf
         assert (scored.scores is None) == (scored.scorer is None)
     assert found == ["new", "old", "old", None]
     assert bench.metrics.model_failures._value.get() == 2
-    assert bench.slot.current() is None
+    assert bench.lineup.current() is None
 
 
 # --- a turn
@@ -303,7 +304,7 @@ def test_a_model_that_cannot_explain_still_alerts(traffic: Traffic, monkeypatch:
     assert len(alerts) > 0
     assert all(alert["reasons"] == [] for alert in alerts)
     assert len(contents(result, "risk-scores")) == 60
-    assert bench.slot.current() is scorer
+    assert bench.lineup.current() is scorer
 
 
 def test_what_a_turn_did_is_counted(traffic: Traffic) -> None:

@@ -11,7 +11,7 @@ import torch
 from models.export import script
 from stream.errors import BundleRefused, ScoringFailed
 from stream.scoring import bundle
-from stream.scoring.scorer import ModelSlot, TorchScorer
+from stream.scoring.scorer import TorchScorer
 from tests.unit.model_fixtures import (
     lay_out,
     quick_bundle,
@@ -170,15 +170,3 @@ def test_threads_are_set() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-
-
-def test_the_slot_replaces_and_falls_back(scorer: TorchScorer) -> None:
-    slot, other = ModelSlot(), brittle_scorer()
-    assert slot.current() is None
-    assert slot.replace(scorer) is None
-    assert slot.replace(other) is scorer
-    assert slot.current() is other
-    assert slot.fall_back() is scorer
-    assert slot.current() is scorer
-    assert slot.fall_back() is None
-    assert slot.current() is None

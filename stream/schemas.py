@@ -19,8 +19,9 @@ from pydantic import BaseModel
 from stream.config import TopicSettings
 from stream.domains.payments_schema import Label, Transaction
 from stream.events.records import Alert, DeadLetter, RiskScore
+from stream.rollout.records import Deployment
 
-CONTRACT_VERSION = "1.0.0"
+CONTRACT_VERSION = "1.1.0"
 """Raised by hand: the middle number when a field is added, the first when one changes or goes."""
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -52,13 +53,14 @@ class Channel:
 
 
 def channels(topics: TopicSettings) -> tuple[Channel, ...]:
-    """The engine's five topics under the names that the settings give them."""
+    """The engine's topics under the names that the settings give them."""
     return (
         Channel("transaction", topics.transactions, Transaction, "receive"),
         Channel("label", topics.labels, Label, "receive"),
         Channel("risk-score", topics.scores, RiskScore, "send"),
         Channel("alert", topics.alerts, Alert, "send"),
         Channel("dead-letter", topics.dead_letters, DeadLetter, "send", keyed=False),
+        Channel("model-deployment", topics.models, Deployment, "receive", keyed=False),
     )
 
 

@@ -27,7 +27,9 @@ class Place(_Part):
 class Deployment(_Part):
     """The value of a record of the models topic; its key is the role. The newest of a role counts."""
 
-    role: Literal["champion", "challenger-1", "challenger-2", "challenger-3"]
+    role: Literal["champion", "challenger-1", "challenger-2", "challenger-3"] = Field(
+        description="whose place the bundle takes; also the record's key"
+    )
     bundle: Place | None = Field(description="null: nobody has this role any more (challengers only)")
     from_ms: int = Field(description="Kafka timestamp of the first event that a champion scores")
     deployed_ms: int = Field(description="when the command was given")

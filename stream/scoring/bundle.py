@@ -239,6 +239,16 @@ def verify(
     return bundle
 
 
+def sign(directory: Path, signature_key: bytes) -> Manifest:
+    """Signs the bundle in this folder, in place, and returns its new manifest. BundleRefused when a file is wrong."""
+    manifest = verify(directory, golden=False).manifest
+    content = seal(manifest.model_dump(mode="json"), signature_key)
+    temporary = directory.with_name(f".{directory.name}.manifest")
+    temporary.write_bytes(content)
+    temporary.replace(directory / MANIFEST_FILE)
+    return read_manifest(content, signature_key)
+
+
 def read_manifest(content: bytes, signature_key: bytes | None = None) -> Manifest:
     """The manifest in these bytes, its form, digest and signature checked; BundleRefused."""
     try:

@@ -20,7 +20,7 @@ ROLES = (CHAMPION, *CHALLENGERS)
 AT_ONCE = -(2**62)
 """The moment of a change that holds for every event from the next turn on."""
 _KEPT = 16
-"""Champions that are remembered: a partition that lags may still need one that others have left."""
+"""Former champions that are remembered: a partition that lags may still need one that others have left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Lineup:
     def __init__(self, champion: Scorer | None = None) -> None:
         self._entries = [_Entry(AT_ONCE, champion)] if champion is not None else []
         self._challengers: dict[str, Scorer] = {}
-        self._moment = AT_ONCE
+        self._moment = self._newest = AT_ONCE
 
     @property
     def challengers(self) -> Mapping[str, Scorer]:
@@ -62,6 +62,7 @@ class Lineup:
     def begin_turn(self, timestamp_ms: int) -> None:
         """Sets whose turn it is: `current` is from now on the champion of this moment."""
         self._moment = timestamp_ms
+        self._newest = max(self._newest, timestamp_ms)
 
     def current(self) -> Scorer | None:
         """The champion of the turn. None: rules only."""
@@ -72,7 +73,10 @@ class Lineup:
         if change.role == CHAMPION:
             if change.scorer is None:
                 raise ValueError("the champion's place is never emptied by a change")
-            self._entries = [*self._entries, _Entry(change.from_ms, change.scorer)][-_KEPT:]
+            self._entries.append(_Entry(change.from_ms, change.scorer))
+            past = [entry for entry in self._entries if entry.from_ms <= self._newest]
+            for entry in past[:-_KEPT]:
+                self._entries.remove(entry)
         elif change.scorer is None:
             self._challengers.pop(change.role, None)
         else:

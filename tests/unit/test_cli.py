@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,15 +18,16 @@ import pytest
 import stream.app
 import stream.cli.connection
 import stream.errors
-from stream.cli import main, root
+from stream.cli import root
 from stream.cli.interrupt import stop_on_signals
 from stream.cli.progress import Steps
 from stream.config import Settings
 from stream.errors import RiskstreamError
-from stream.kafka.memory import MemoryBroker, MemoryKafka
+from stream.kafka.memory import MemoryBroker
 from stream.kafka.port import TopicPartition
 from stream.state.memory import MemoryStore
 from stream.state.store import Checkpoint
+from tests.unit.conftest import Shell
 
 COMMANDS = [
     *(
@@ -47,50 +48,11 @@ COMMANDS = [
     ),
     *(["stack", name] for name in ("up", "down", "status")),
     *(["topics", name] for name in ("create", "check")),
-    *(["bundle", name] for name in ("inspect", "verify")),
+    *(["bundle", name] for name in ("inspect", "verify", "sign")),
+    *(["model", name] for name in ("deploy", "rollback", "remove", "status")),
     ["state", "rebuild"],
     ["quality"],
 ]
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The last line of stdout as JSON."""
-        return json.loads(self.out.splitlines()[-1])
-
-
-class Shell:
-    """Runs the command line in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *words: object) -> Ended:
-        self._capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in words])
-        code = ended.value.code
-        return Ended(code if isinstance(code, int) else 0, *self._capsys.readouterr())
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    for name in ("RISKSTREAM_CONFIG", "RISKSTREAM_KAFKA__BOOTSTRAP_SERVERS", "RISKSTREAM_REDIS__URL"):
-        monkeypatch.delenv(name, raising=False)
-    return Shell(capsys)
-
-
-@pytest.fixture
-def broker(monkeypatch: pytest.MonkeyPatch) -> MemoryBroker:
-    """What every command of this process takes for Kafka."""
-    broker = MemoryBroker()
-    monkeypatch.setattr(stream.cli.connection, "KafkaPythonClient", lambda settings: MemoryKafka(broker, settings))
-    return broker
 
 
 def imported(*words: str) -> set[str]:
@@ -125,7 +87,7 @@ def test_the_root_help_names_every_command_with_a_summary(shell: Shell) -> None:
 
 
 def test_a_group_or_nothing_at_all_shows_help(shell: Shell) -> None:
-    for words in ([], ["stack"], ["topics"], ["bundle"], ["state"]):
+    for words in ([], ["stack"], ["topics"], ["bundle"], ["model"], ["state"]):
         ended = shell(*words)
         assert "Commands:" in ended.out + ended.err
 

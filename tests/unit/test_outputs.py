@@ -21,7 +21,7 @@ from stream.features.columns import hash_ids
 from stream.features.money import Rates
 from stream.kafka.memory import MemoryRecord
 from stream.metrics import Metrics
-from stream.scoring.lineup import CHAMPION, Change, Lineup
+from stream.scoring.lineup import CHALLENGERS, CHAMPION, Change, Lineup
 from stream.scoring.scorer import Scorer
 from tests.crash.small import DOMAIN, FormulaScorer
 from tests.crash.traffic import START_MS, Item, Traffic
@@ -190,6 +190,54 @@ def test_the_model_of_the_moment_is_named_and_its_thresholds_count(traffic: Traf
     scores, alerts, _ = bench.records([traffic.event() for _ in range(40)])
     assert {s["model"] for s in scores} == {"formula@1"}
     assert len(alerts) < 40
+
+
+# --- challengers
+
+
+def test_challengers_are_judged_by_their_own_thresholds_and_change_nothing(traffic: Traffic) -> None:
+    strict = FormulaScorer("strict")
+    strict.manifest = strict.manifest.model_copy(
+        update={"thresholds": strict.manifest.thresholds.model_copy(update={"review": 0.0, "decline": 1.0})}
+    )
+    items = [traffic.event() for _ in range(50)]
+    alone, alone_alerts, _ = Bench().records(items)
+    bench = Bench()
+    bench.lineup.apply(Change(CHALLENGERS[1], strict))
+    bench.lineup.apply(Change(CHALLENGERS[0], FormulaScorer("equal")))
+    scores, alerts, _ = bench.records(items)
+    assert [{k: v for k, v in score.items() if k != "shadow"} for score in scores] == alone
+    assert alerts == alone_alerts
+    for score in scores:
+        RiskScore.model_validate(score)
+        equal, other = score["shadow"]
+        assert (equal["role"], equal["model"], other["role"], other["model"]) == (
+            "challenger-1", "equal@1", "challenger-2", "strict@1",
+        )  # fmt: skip
+        assert (equal["probability"], equal["score"], equal["decision"]) == (
+            pytest.approx(score["probability"]), score["score"], score["decision"],
+        )  # fmt: skip
+        assert other["decision"] == "review"
+
+
+def test_a_challenger_that_fails_leaves_alone(traffic: Traffic) -> None:
+    bench = Bench()
+    bench.lineup.apply(Change(CHALLENGERS[0], FormulaScorer("weak", fails_after=1)))
+    assert bench.records([traffic.event()])[0][0]["shadow"]
+    scores, _, _ = bench.records([traffic.event()])
+    assert "shadow" not in scores[0]
+    assert scores[0]["model"] == "formula@1"
+    assert not bench.lineup.challengers
+
+
+def test_challengers_can_be_left_out(traffic: Traffic) -> None:
+    bench = Bench()
+    rival = FormulaScorer("rival")
+    bench.lineup.apply(Change(CHALLENGERS[0], rival))
+    scored = bench.score([traffic.event()])
+    assert rival.calls == 1
+    again = bench.pipeline.score(scored.batch, scored.assembled, challengers=False)
+    assert (rival.calls, again.shadows) == (1, {})
 
 
 # --- what the model saw

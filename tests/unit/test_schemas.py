@@ -142,9 +142,9 @@ def test_the_asyncapi_document_hangs_together() -> None:
     topics = TopicSettings()
     assert {channel["address"] for channel in document["channels"].values()} == set(topics.model_dump().values())
     actions = {name: operation["action"] for name, operation in document["operations"].items()}
-    assert sorted(actions.values()) == ["receive", "receive", "send", "send", "send"]
+    assert sorted(actions.values()) == ["receive", "receive", "receive", "send", "send", "send"]
     found = references(document)
-    assert len(found) == 5 * 4
+    assert len(found) == 6 * 4
     for reference in found:
         if reference.startswith("#/"):
             target = document

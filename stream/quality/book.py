@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from stream.features.batch import F64, I64
 from stream.quality.delay import LabelDelay
-from stream.scoring.reference import Reference
+from stream.scoring.reference import Distribution, Reference
 
 CELL_MS = 3_600_000
 DECISION_COUNT = 3
@@ -28,6 +28,8 @@ CALIBRATION_BINS = len(CALIBRATION_EDGES) + 1
 NO_PROBABILITY = 255
 MOST_MODELS = 200
 OTHER = "other"
+PROBABILITY = "probability"
+"""Its place among the columns of drift."""
 
 UNKNOWN, FRAUD, GENUINE = 0, 1, 2
 _MOST_HALVINGS = 16
@@ -99,7 +101,7 @@ class Table:
         self.bin_fraud = np.zeros((2, CALIBRATION_BINS))
         """By (approved, suspicious): their labels have delays of their own."""
         self.drift: dict[str, I64] = {}
-        """Column (`probability` among them) -> events by the reference's bins."""
+        """Column (PROBABILITY among them) -> events by the reference's bins, the missing last."""
 
 
 @dataclass(slots=True)
@@ -216,12 +218,12 @@ class Book:
         reference = self.references.get(scores.models[index[0]])
         if reference is None:
             return
-        _add_bins(table.drift, "probability", reference.probability.places(probability), reference.probability.bins)
+        _add_bins(table.drift, PROBABILITY, reference.score, probability)
         features = [values for values in (scores.features[i] for i in index.tolist()) if values is not None]
         if features:
             for name, shares in reference.columns.items():
                 column = np.array([values.get(name) for values in features], dtype=np.float64)
-                _add_bins(table.drift, name, shares.places(column), shares.bins)
+                _add_bins(table.drift, name, shares, column)
 
     def _remember(self, cell: Cell, scores: ScoreColumns, index: I64, model_of: I64, bins: I64) -> None:
         kept = index[_in_sample(scores.identity[index], cell.halvings) | (scores.decision[index] != APPROVE)]
@@ -350,8 +352,9 @@ def _in_sample(identity: U64, halvings: int) -> NDArray[np.bool_]:
     return np.asarray((identity >> np.uint64(64 - halvings)) == 0)
 
 
-def _add_bins(drift: dict[str, I64], name: str, places: I64, bins: int) -> None:
-    counts = np.bincount(places, minlength=bins)
+def _add_bins(drift: dict[str, I64], name: str, reference: Distribution, values: F64) -> None:
+    # In float32, as the model saw them: a value that is an edge must not fall beside it.
+    counts = reference.counts(values.astype(np.float32))
     drift[name] = drift[name] + counts if name in drift else counts
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stream.events.moments import moment_text
 from stream.features.batch import F64, I64
 from stream.features.spec import window_ms
-from stream.quality.book import APPROVE, CALIBRATION_BINS, CELL_MS, DECISION_COUNT, Book, Table
+from stream.quality.book import APPROVE, CALIBRATION_BINS, CELL_MS, DECISION_COUNT, PROBABILITY, Book, Table
 from stream.quality.delay import GROUPS
 
 LEAST_DRIFT_EVENTS = 500
@@ -171,9 +171,9 @@ def _tables(book: Book, windows: Mapping[str, int], end: int) -> Iterator[tuple[
 
 def _drift(book: Book, model: str, sums: Mapping[str, NDArray[np.int64]]) -> Drift:
     reference, drift = book.references[model], Drift()
-    shares = {"probability": reference.probability, **reference.columns}
+    shares = {PROBABILITY: reference.score, **reference.columns}
     for name, counts in sums.items():
         drift.events[name] = int(counts.sum())
         if drift.events[name] >= LEAST_DRIFT_EVENTS:
-            drift.psi[name] = psi(counts, shares[name].expected)
+            drift.psi[name] = psi(counts, shares[name].all_shares())
     return drift

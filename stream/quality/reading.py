@@ -20,7 +20,7 @@ from stream.features.money import MAX_AMOUNT
 from stream.features.spec import Domain
 from stream.kafka.port import Record
 from stream.quality.book import LabelColumns, ScoreColumns
-from stream.scoring.bundle import MANIFEST_FILE, read_manifest
+from stream.scoring.bundle import verify
 from stream.scoring.reference import Reference
 
 NO_MODEL = "none"
@@ -105,17 +105,17 @@ class References:
         self._log = structlog.get_logger("riskstream.quality")
 
     def read(self) -> dict[str, Reference]:
-        """What the folders hold now: a deployed bundle may have taken the place of another. Blocks for small reads.
+        """What the folders hold now: a deployed bundle may have taken the place of another. Blocks for the reads.
 
-        Only manifests are read; nothing in a bundle is run. One that cannot be read is logged and left out.
+        Hashes are checked; nothing in a bundle is run. One that does not verify is logged and left out.
         """
         found = {}
         for folder in self._folders:
             try:
-                manifest = read_manifest((folder / MANIFEST_FILE).read_bytes())
-            except (BundleRefused, OSError) as error:
+                bundle = verify(folder, golden=False)
+            except BundleRefused as error:
                 self._log.warning("no reference for drift", bundle=str(folder), error=str(error))
                 continue
-            if manifest.reference is not None:
-                found[manifest.label] = manifest.reference
+            if bundle.reference is not None:
+                found[bundle.manifest.label] = bundle.reference
         return found

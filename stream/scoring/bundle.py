@@ -4,6 +4,8 @@
     model.ts        frozen TorchScript: the only file whose code a worker runs
     model.pt2       the same model as a torch.export program; hashed here, never loaded by a worker
     golden.npz      inputs and the outputs that the model must reproduce from them (no pickle)
+    reference.json  how scores and features were spread when it was made (optional): see reference.py
+    card.md, card.json  the model card (optional)
 
 The manifest carries its own digest and must be byte for byte in canonical form, so one changed byte in
 any file is found. Digests find damage; only the signature (HMAC-SHA256, when a key is configured) proves
@@ -31,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stream.errors import BundleRefused
 from stream.features.spec import Column, Domain
-from stream.scoring.reference import Reference
+from stream.scoring.reference import REFERENCE_FILE, Reference, read_reference
 
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.ts"
@@ -120,6 +122,8 @@ class Manifest(_Part):
     name: Label
     version: Label
     created_ms: int
+    review_by_ms: int | None = None
+    """By then somebody should have looked whether the model still serves; None: nobody said."""
     domain: str
     spec_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     spec: dict[str, Any]
@@ -139,10 +143,6 @@ class Manifest(_Part):
     """Column -> its usual value among genuine training events (None: usually missing). For attribution."""
     aggregate_references: dict[str, float | None]
     metrics: dict[str, float | None]
-    reference: Reference | None = None
-    """What drift is measured against; None in a bundle that was made without it."""
-    review_by_ms: int | None = None
-    """When somebody should have looked whether the model still fits; None: never."""
     training: Training
     files: dict[FileName, Sha256]
     signature: Sha256 | None = None
@@ -194,6 +194,8 @@ class VerifiedBundle:
     manifest: Manifest
     program: bytes
     """The TorchScript archive."""
+    reference: Reference | None = None
+    """How scores and features were spread when the model was made; None when the bundle has no such file."""
 
     def step_index(self, domain: Domain) -> NDArray[np.int64] | None:
         """(F,) positions of the model's step columns in the domain's; None when they are the same in order."""
@@ -227,9 +229,10 @@ def verify(
             content = folder.read(name)
             if hashlib.sha256(content).hexdigest() != expected:
                 raise BundleRefused(f"{name}: SHA-256 differs from the manifest; copy the bundle again")
-            if name in (MODEL_FILE, GOLDEN_FILE):
+            if name in (MODEL_FILE, GOLDEN_FILE, REFERENCE_FILE):
                 kept[name] = content
-    bundle = VerifiedBundle(directory, manifest, kept[MODEL_FILE])
+    reference = read_reference(kept[REFERENCE_FILE]) if REFERENCE_FILE in kept else None
+    bundle = VerifiedBundle(directory, manifest, kept[MODEL_FILE], reference)
     if expected_spec_id is not None:
         _compare_spec(manifest, expected_spec_id, None)
     if domain is not None:

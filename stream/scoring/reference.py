@@ -1,78 +1,95 @@
-"""What a model's world looked like when it was made: the shares that drift is measured against."""
+"""What scores and features looked like when the model was made: the reference of drift, a file of the bundle.
+
+    reference.json   shares of events by bin, of the score and of the columns that matter most
+
+Bins of numbers: bin i holds edges[i-1] <= value < edges[i], the outer ones are open. Bins of a category: one per
+listed code, the rest is `other`. `missing` is the share of NaN. All shares of one distribution sum to 1.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stream.errors import BundleRefused
+
+REFERENCE_FILE = "reference.json"
 
 Share = Annotated[float, Field(ge=0, le=1)]
-_TOLERANCE = 1e-6
 
 
-class ReferenceShares(BaseModel):
-    """How the values of one column were spread over bins.
+class Distribution(BaseModel):
+    """How the values of one column, or the scores, were spread."""
 
-    `number`: value v is in bin `searchsorted(edges, v, side="right")`. `code`: a bin for each code in `codes`, in
-    their order, then one for all others.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["number", "code"]
-    edges: tuple[FiniteFloat, ...] = ()
+    kind: Literal["number", "category"]
+    edges: tuple[float, ...] = ()
+    """Of a number: the E inner edges of E + 1 bins, ascending."""
     codes: tuple[int, ...] = ()
+    """Of a category: the codes that have a bin of their own; one more bin holds all others."""
     shares: tuple[Share, ...]
-    """One per bin."""
-    missing: Share
-    """The share of NaN. With `shares` it sums to 1."""
+    """Of each bin."""
+    missing: Share = 0.0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        bins = len(self.edges if self.kind == "number" else self.codes) + 1
-        if len(self.shares) != bins:
-            raise ValueError(f"shares: {bins} bins need as many shares, not {len(self.shares)}")
-        if any(later <= earlier for earlier, later in zip(self.edges, self.edges[1:], strict=False)):
-            raise ValueError("edges must rise")
-        if len(set(self.codes)) != len(self.codes):
-            raise ValueError("codes repeat")
-        if abs(sum(self.shares) + self.missing - 1) > _TOLERANCE:
-            raise ValueError("shares and missing must sum to 1")
+        inner = self.edges if self.kind == "number" else self.codes
+        if len(self.shares) != len(inner) + 1:
+            raise ValueError(f"{len(inner)} edges or codes need {len(inner) + 1} shares, not {len(self.shares)}")
+        if list(inner) != sorted(set(inner)):
+            raise ValueError("edges and codes must ascend")
+        if abs(sum(self.shares) + self.missing - 1.0) > 1e-6:
+            raise ValueError("the shares and `missing` must sum to 1")
         return self
 
-    @property
-    def bins(self) -> int:
-        """Bins, the last of them for what is missing."""
-        return len(self.shares) + 1
-
-    @property
-    def expected(self) -> NDArray[np.float64]:
-        """(bins,) shares, the last of them that of what is missing."""
-        return np.array([*self.shares, self.missing])
-
-    def places(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The bin of each value (N,): 0 to bins - 1; NaN is in the last."""
+    def counts(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        """(bins + 1,): how many of the values (N,) fall into each bin; the last counts the missing (NaN)."""
+        missing = np.isnan(values)
+        present = values[~missing]
         if self.kind == "number":
-            places = np.searchsorted(np.array(self.edges), values, side="right")
+            which = np.searchsorted(np.asarray(self.edges, present.dtype), present, side="right")
         else:
-            order = np.argsort(np.array(self.codes))
-            codes = np.array(self.codes, dtype=np.float64)[order]
-            near = np.minimum(np.searchsorted(codes, values), max(len(codes) - 1, 0))
-            found = (codes[near] == values) if len(codes) else np.zeros(len(values), dtype=np.bool_)
-            places = np.where(found, order[near] if len(codes) else 0, len(codes))
-        return np.where(np.isnan(values), self.bins - 1, places).astype(np.int64)
+            codes = np.asarray(self.codes, dtype=np.int64)
+            whole = present.astype(np.int64)
+            place = np.searchsorted(codes, whole)
+            known = (place < len(codes)) & (np.append(codes, -1)[place] == whole)
+            which = np.where(known, place, len(codes))
+        return np.append(np.bincount(which, minlength=len(self.shares)), missing.sum()).astype(np.int64)
+
+    def all_shares(self) -> NDArray[np.float64]:
+        """(bins + 1,): the shares, with the missing last, in the order of `counts`."""
+        return np.array([*self.shares, self.missing])
 
 
 class Reference(BaseModel):
-    """The reference of one bundle: of a period as it was in production, not of a balanced sample."""
+    """The whole file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    events: Annotated[int, Field(ge=1)]
-    """Events that the shares are of."""
-    probability: ReferenceShares
-    """Of the model's calibrated probability."""
-    columns: dict[str, ReferenceShares]
-    """Of the aggregate columns that matter most to the model, the most important first."""
+    format_version: Literal[1] = 1
+    from_ms: int
+    to_ms: int
+    """The period that the shares are of: event times from `from_ms` to before `to_ms`."""
+    events: int
+    score: Distribution
+    """Of the output `probability`."""
+    columns: dict[str, Distribution]
+    """Aggregate column -> its spread, in order of importance, the most important first."""
+
+    def content(self) -> bytes:
+        """The file's bytes."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+
+def read_reference(content: bytes) -> Reference:
+    """The reference in these bytes. BundleRefused when they are none."""
+    try:
+        return Reference.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "file"
+        raise BundleRefused(f"{REFERENCE_FILE}: {place}: {first['msg']}") from None

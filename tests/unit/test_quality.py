@@ -17,7 +17,7 @@ from stream.quality import checkpoint
 from stream.quality.book import CELL_MS, Book, LabelColumns, ScoreColumns
 from stream.quality.delay import BINS, BINS_PER_MATURITY, LabelDelay
 from stream.quality.figures import LEAST_DRIFT_EVENTS, Figures, Quality, figures, psi
-from stream.scoring.reference import Reference, ReferenceShares
+from stream.scoring.reference import Distribution, Reference
 from tests.unit.naive_quality import Score, Verdict, naive_counts, naive_delay_distribution
 
 DAY_MS = 86_400_000
@@ -301,11 +301,13 @@ def test_models_without_end_are_one() -> None:
 # --- drift
 
 REFERENCE = Reference(
+    from_ms=0,
+    to_ms=1,
     events=10_000,
-    probability=ReferenceShares(kind="number", edges=(0.1, 0.5), shares=(0.8, 0.15, 0.05), missing=0.0),
+    score=Distribution(kind="number", edges=(0.1, 0.5), shares=(0.8, 0.15, 0.05)),
     columns={
-        "amount": ReferenceShares(kind="number", edges=(10.0, 100.0), shares=(0.3, 0.5, 0.1), missing=0.1),
-        "mcc": ReferenceShares(kind="code", codes=(7, 3), shares=(0.5, 0.3, 0.2), missing=0.0),
+        "amount": Distribution(kind="number", edges=(10.0, 100.0), shares=(0.3, 0.5, 0.1), missing=0.1),
+        "mcc": Distribution(kind="category", codes=(3, 7), shares=(0.3, 0.5, 0.2)),
     },
 )
 

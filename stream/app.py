@@ -126,7 +126,8 @@ def build_worker(
         lineup.apply(Change(role, one))
     for role, named in zip((CHAMPION, *CHALLENGERS), (scorer, *challengers), strict=False):
         if named is not None:
-            metrics.set_model(role, named.manifest.name, named.manifest.version, domain.spec_id)
+            of = named.manifest
+            metrics.set_model(role, of.name, of.version, domain.spec_id, review_by_ms=of.review_by_ms)
     return Worker(settings, client, keeper, turn, restorer, metrics, clock, model_changes=model_changes, fault=fault)
 
 

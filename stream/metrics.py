@@ -111,6 +111,7 @@ class Metrics:
     ) -> None:
         self.registry = registry
         self._gaps: dict[int, int] = {}
+        self._reviews: set[tuple[str, str]] = set()
         self._declare_events()
         self._declare_time()
         self._declare_state()
@@ -161,9 +162,19 @@ class Metrics:
         self._gaps[partition] = self._gaps.get(partition, 0) + read - scored - duplicates - dead_letters
         self.identity_gap.labels(label).set(self._gaps[partition])
 
-    def set_model(self, role: str, name: str, version: str, spec_id: str) -> None:
-        """`role` is champion, or challenger-1 to challenger-3; empty names: nobody has it."""
+    def set_model(self, role: str, name: str, version: str, spec_id: str, *, review_by_ms: int | None = None) -> None:
+        """`role` is champion, or challenger-1 to challenger-3; empty names: nobody has it.
+
+        `review_by_ms`: the manifest's, None without one.
+        """
         self.model.labels(role).info({"name": name, "version": version, "spec_id": spec_id})
+        for known in [where for where in self._reviews if where[0] == role]:
+            self.model_review_by.remove(*known)
+            self._reviews.discard(known)
+        if review_by_ms is not None:
+            where = (role, f"{name}@{version}")
+            self.model_review_by.labels(*where).set(review_by_ms / 1000)
+            self._reviews.add(where)
 
     def forget_partition(self, partition: int, topics: Sequence[str]) -> None:
         """Removes the gauges of a partition that another worker has now; counters stay."""
@@ -332,6 +343,15 @@ class Metrics:
             "state_lost means that Redis lost data and the partition is being restored.",
             ["kind"],
         )
+        self.redis_memory = self._gauge(
+            "redis_memory_bytes",
+            "Memory that Redis uses, asked for every 10 s. Near riskstream_redis_memory_limit_bytes: raise maxmemory; "
+            "a full server refuses rows, and workers wait.",
+        )
+        self.redis_memory_limit = self._gauge(
+            "redis_memory_limit_bytes",
+            "Redis's maxmemory, or the machine's memory where none is set (then set one). 0 where INFO is refused.",
+        )
         self.restoring = self._gauge(
             "restoring",
             "1 while the partition's state is being restored, 0 when it runs. Long at 1: see "
@@ -414,4 +434,10 @@ class Metrics:
             "for the reason of a refusal.",
             ["role"],
             registry=self.registry,
+        )
+        self.model_review_by = self._gauge(
+            "model_review_by_timestamp_seconds",
+            "By when the bundle says that somebody should look whether its model still serves, Unix time. In the past: "
+            "compare `riskstream quality --once` with the bundle's report, then train anew or set a new date.",
+            ["role", "model"],
         )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from stream.engine.partition import Partition
-from stream.errors import UnavailableError
+from stream.errors import NotAuthorisedError, UnavailableError
 from stream.features.assemble import FeatureState, RowName
 from stream.features.batch import EventBatch, LabelBatch
 from stream.features.rows import LABEL_RING, RING
@@ -25,6 +25,7 @@ from stream.state.store import Checkpoint, StateStore
 ACCOUNT_EVENTS_PER_TURN = RING // 2
 ACCOUNT_LABELS_PER_TURN = LABEL_RING // 2
 _WRITE_ROWS = 4_096
+_MEMORY_EVERY_S = 10.0
 
 
 def no_fault(point: str) -> None:
@@ -48,6 +49,7 @@ class RowKeeper:
         self._share = share_entities
         self._fault = fault
         self._evictions: dict[str, int] = {}
+        self._ask_memory_at_s = float("-inf")
 
     def load(
         self,
@@ -111,6 +113,21 @@ class RowKeeper:
             counted = self._evictions.get(pool.kind, 0)
             self._metrics.arena_evictions.labels(pool.kind).inc(pool.evictions - counted)
             self._evictions[pool.kind] = pool.evictions
+
+    def measure_store(self, now_s: float) -> None:
+        """Asks the store now and then how full it is: one short round trip."""
+        if now_s < self._ask_memory_at_s:
+            return
+        self._ask_memory_at_s = now_s + _MEMORY_EVERY_S
+        try:
+            memory = self._store.memory()
+        except NotAuthorisedError:
+            self._ask_memory_at_s = float("inf")
+            return
+        except UnavailableError:
+            return
+        self._metrics.redis_memory.set(memory.used_bytes)
+        self._metrics.redis_memory_limit.set(memory.limit_bytes)
 
     def must_flush(self, partitions: Collection[int]) -> bool:
         """Whether one more turn could bring an account of these past what a replay can tell apart."""

@@ -366,6 +366,7 @@ class Worker:
             self._flush(self._with_rows())
             self._waiting_for_store = self._waiting_for_store and not owed
             self._measure(self._running())
+            self._keeper.measure_store(self._clock.monotonic())
         except UnavailableError as error:
             if owed:
                 self._store_is_away(self._running(), error)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from stream.errors import UnavailableError
 from stream.state.keys import KeyNames
 from stream.state.rules import replaces, require_checkpoint, require_header
-from stream.state.store import Checkpoint, Finding
+from stream.state.store import Checkpoint, Finding, Memory
+
+_LIMIT_BYTES = 2**40
 
 
 @dataclass
@@ -114,6 +116,12 @@ class MemoryStore:
                     partials.pop(partition, None)
             self.server.copies = {key: partials for key, partials in self.server.copies.items() if partials}
         return len(gone) + had_checkpoint
+
+    def memory(self) -> Memory:
+        self._require_available()
+        with self.server.lock:
+            used = sum(map(len, self.server.rows.values()))
+        return Memory(used, _LIMIT_BYTES)
 
     def check(self) -> list[Finding]:
         if not self.server.available:

@@ -28,7 +28,7 @@ from stream.state.redis_scripts import (
     Script,
 )
 from stream.state.rules import require_checkpoint, require_header
-from stream.state.store import Checkpoint, Finding
+from stream.state.store import Checkpoint, Finding, Memory
 
 Command = tuple[Any, ...]
 
@@ -139,6 +139,11 @@ class RedisStore:
         for names in self._scan(self._names.copies_prefix + b"?}:*"):
             self._run([("HDEL", name, partition) for name in names])
         return gone
+
+    def memory(self) -> Memory:
+        info = self._run([("INFO", "memory")])[0]
+        limit = int(info.get("maxmemory", 0)) or int(info.get("total_system_memory", 0))
+        return Memory(int(info["used_memory"]), limit)
 
     def check(self) -> list[Finding]:
         probe = _call(WRITE_ROWS, [self._names.probe()], 1_000, bytes(16))

@@ -34,6 +34,14 @@ class Finding:
     remedy: str = ""
 
 
+class Memory(NamedTuple):
+    """What a store holds, and how much it may."""
+
+    used_bytes: int
+    limit_bytes: int
+    """maxmemory; without one, the machine's memory."""
+
+
 class StateStore(Protocol):
     """All calls block and are made from the engine's thread."""
 
@@ -82,6 +90,10 @@ class StateStore(Protocol):
 
     def clear(self, partition: int) -> int:
         """Deletes checkpoint and rows of a partition (rebuild); returns how many keys went."""
+        ...
+
+    def memory(self) -> Memory:
+        """How full the store is: one round trip."""
         ...
 
     def check(self) -> list[Finding]:

@@ -154,6 +154,8 @@ def test_a_user_restricted_to_the_namespace_can_do_everything(private: PrivateRe
         call()
     assert finding(store.check(), "redis rights").level == "ok"
     assert finding(store.check(), "redis info").level == "warning"
+    with pytest.raises(NotAuthorisedError):
+        store.memory()
     other = RedisStore(store._settings, NAMESPACE + "-other", "0" * 16)
     with pytest.raises(NotAuthorisedError, match=r"~\{fraud-other:\*"):
         other.load_rows([other.row_key(0, "account", "a")], {})
@@ -287,6 +289,7 @@ def test_findings_of_a_server_set_up_well_and_badly(private: PrivateRedis) -> No
     client.config_set("maxmemory", "100mb")
     client.config_set("appendonly", "yes")
     store = store_of(private, key_secret=SecretStr("own secret"))
+    assert store.memory().limit_bytes == 100 * 2**20
     assert {each.level for each in store.check()} == {"ok"}
     client.config_set("maxmemory-policy", "allkeys-lru")
     client.config_set("appendonly", "no")

@@ -115,6 +115,13 @@ def store(backend: Backend, unique: str) -> StateStore:
     return backend.store(unique)
 
 
+def test_what_is_written_takes_memory(store: StateStore) -> None:
+    before = store.memory()
+    store.write_rows({store.row_key(0, "account", str(number)): row(1, 0) + bytes(1_000) for number in range(200)})
+    after = store.memory()
+    assert before.used_bytes + 100_000 < after.used_bytes < after.limit_bytes == before.limit_bytes
+
+
 def test_absent_rows_are_none_and_written_rows_come_back_in_the_order_asked(store: StateStore) -> None:
     first, second, absent = (store.row_key(0, "account", name) for name in ("a", "b", "c"))
     assert store.write_rows({first: row(1, body=b"\x00\xff\r\n"), second: row(2)}) == 2

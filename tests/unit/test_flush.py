@@ -14,7 +14,7 @@ from stream.engine import flush
 from stream.engine.flush import ACCOUNT_EVENTS_PER_TURN, ACCOUNT_LABELS_PER_TURN, RowKeeper
 from stream.engine.partition import Partition, Phase
 from stream.engine.pipeline import Pipeline
-from stream.errors import StateLostError, UnavailableError
+from stream.errors import NotAuthorisedError, StateLostError, UnavailableError
 from stream.features.assemble import FeatureState
 from stream.features.batch import EventBatch, LabelBatch
 from stream.features.money import Rates
@@ -452,3 +452,36 @@ def test_the_gauges_show_the_memory(traffic: Traffic) -> None:
     assert gauges.arena_evictions.labels("account")._value.get() == bench.state.accounts.pool.evictions > 0
     assert gauges.arena_misses.labels("account")._value.get() == 6
     assert np.isclose(bench.count("written"), 6 + 6)
+
+
+def test_the_store_is_asked_for_its_memory_now_and_then(traffic: Traffic) -> None:
+    bench = Bench()
+    bench.fold(events(traffic, 3, "a"))
+    bench.flush()
+    bench.keeper.measure_store(100.0)
+    used = bench.metrics.redis_memory._value.get()
+    assert 0 < used < bench.metrics.redis_memory_limit._value.get()
+    bench.fold(events(traffic, 3, "b"))
+    bench.flush()
+    bench.server.available = False
+    bench.keeper.measure_store(109.0)
+    bench.keeper.measure_store(110.0)
+    bench.server.available = True
+    bench.keeper.measure_store(119.0)
+    assert bench.metrics.redis_memory._value.get() == used, "a store that is away is asked again 10 s later"
+    bench.keeper.measure_store(120.0)
+    assert bench.metrics.redis_memory._value.get() > used
+
+
+def test_a_store_that_refuses_the_question_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, asked = Bench(), []
+
+    def refuse() -> None:
+        asked.append(1)
+        raise NotAuthorisedError("INFO is not for this user")
+
+    monkeypatch.setattr(bench.store, "memory", refuse)
+    for now_s in (0.0, 100.0, 1e9):
+        bench.keeper.measure_store(now_s)
+    assert len(asked) == 1
+    assert bench.metrics.redis_memory._value.get() == 0

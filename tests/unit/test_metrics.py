@@ -75,6 +75,7 @@ def test_labels_cannot_carry_identities(metrics: Metrics) -> None:
         "kind",
         "topic",
         "role",
+        "model",
         "champion",
         "challenger",
     }
@@ -190,6 +191,21 @@ def test_the_model_of_a_role_replaces_the_one_before(metrics: Metrics, registry:
     lines = [line for line in exposed(registry) if "riskstream_model_info" in line]
     assert len(lines) == 2
     assert any('role="champion"' in line and 'version="2"' in line for line in lines)
+
+
+def test_a_model_has_one_review_date(metrics: Metrics, registry: CollectorRegistry) -> None:
+    def dates() -> list[str]:
+        return [line for line in exposed(registry) if line.startswith("riskstream_model_review_by_timestamp_seconds{")]
+
+    metrics.set_model("champion", "lstm", "1", "abc", review_by_ms=5_000)
+    metrics.set_model("challenger", "mlp", "7", "abc", review_by_ms=7_000)
+    metrics.set_model("champion", "lstm", "2", "abc", review_by_ms=6_000)
+    assert [line.partition("{")[2] for line in dates()] == [
+        'model="mlp@7",role="challenger"} 7.0',
+        'model="lstm@2",role="champion"} 6.0',
+    ]
+    metrics.set_model("champion", "lstm", "3", "abc")
+    assert len(dates()) == 1
 
 
 def test_two_registries_do_not_disturb_each_other() -> None:

@@ -233,7 +233,8 @@ def _state(
             committed[TopicPartition(topic, number)].offset,
             committed.get(TopicPartition(labels, number), CommittedOffset(0, "")).offset,
         )
-        held = store.load_checkpoint(number)
+        head = store.load_head(number)
+        held = head.checkpoint if head is not None else None
         rows[_row_of_restore_table(held, done, first[TopicPartition(topic, number)])].append(number)
     return list(_of_state(settings, rows))
 

@@ -333,14 +333,14 @@ class Metrics:
         )
         self.redis_rows = self._counter(
             "redis_rows",
-            "Rows by operation: loaded, absent, written, skipped (a newer one was there). Many skipped: two workers "
-            "write one partition; the older one is about to be fenced.",
+            "Rows by operation: loaded, absent, written, skipped (one that includes as much was there: the repetition "
+            "of a flush that was cut short). Skipped all the time: report it as a bug.",
             ["operation"],
         )
         self.redis_errors = self._counter(
             "redis_errors",
             "Failed calls of Redis by kind: unavailable, not_authorised, state_lost. Run `riskstream doctor`; "
-            "state_lost means that Redis lost data and the partition is being restored.",
+            "state_lost means that Redis lost data, or that another worker claimed the partition; it is restored.",
             ["kind"],
         )
         self.redis_memory = self._gauge(

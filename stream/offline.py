@@ -77,6 +77,8 @@ class HistoryReplay:
         self._labels_seen = [0] * partitions
         self.state = FeatureState(domain, accounts=accounts, entities=accounts, use_others=partitions > 1)
         store = MemoryStore("offline", domain.spec_id)
+        for number, partition in enumerate(self._partitions):
+            partition.head = store.claim(number, "offline", 0)
         self._keeper = RowKeeper(self.state, store, metrics, share_entities=False)
 
     def run(self, batches: Iterable[HistoryBatch]) -> Iterator[Replayed]:
@@ -168,12 +170,11 @@ class HistoryReplay:
 
     def _load(self, batch: EventBatch | LabelBatch) -> None:
         self.state.next_turn()
-        checkpoints = {partition.number: partition.checkpoint for partition in self._partitions}
         try:
-            self._keeper.load(batch, checkpoints)
+            self._keeper.load(batch, {partition.number: partition.head for partition in self._partitions})
         except ArenaFullError:
             self._flush()
-            self._keeper.load(batch, {partition.number: partition.checkpoint for partition in self._partitions})
+            self._keeper.load(batch, {partition.number: partition.head for partition in self._partitions})
 
     def _share_entities(self, batch: EventBatch) -> None:
         """Other partitions' entity values as they are now: fresher than a running worker could have them."""

@@ -8,6 +8,9 @@ import typer
 
 from stream.cli.context import JsonOption, print_json
 
+_OWNER = "state rebuild"
+"""Claims the partitions in place of a worker, so that one that runs finds out and writes no row meanwhile."""
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
 
@@ -27,7 +30,7 @@ def rebuild(
 ) -> None:
     """Drop the rows and the checkpoint of partitions. The next worker that gets one rebuilds it from the log.
 
-    Stop the workers first: one that runs finds its checkpoint gone and starts the partition over by itself.
+    Stop the workers first: one that runs finds that it owns the partition no more and starts it over by itself.
     What is rebuilt is what the log still holds, at most the feature horizon (state.horizon_days). Events and
     scores in Kafka are not touched, and nothing is scored again.
 
@@ -39,6 +42,7 @@ def rebuild(
     from stream.app import load_domain, open_store
     from stream.cli.connection import admin_of, connect
     from stream.cli.settings import settings_from
+    from stream.clock import SystemClock
     from stream.errors import ConfigError
     from stream.topics import partition_counts
 
@@ -55,7 +59,8 @@ def rebuild(
         typer.confirm(f"Drop the state of partitions {names} in namespace {settings.state_namespace}?", abort=True)
     store = open_store(settings, load_domain(settings))
     try:
-        dropped = {number: store.clear(number) for number in chosen}
+        now_ms = SystemClock().now_ms()
+        dropped = {number: store.clear(number, store.claim(number, _OWNER, now_ms)) for number in chosen}
     finally:
         store.close()
     if json:

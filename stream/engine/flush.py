@@ -20,7 +20,7 @@ from stream.features.assemble import FeatureState, RowName
 from stream.features.batch import EventBatch, LabelBatch
 from stream.features.rows import LABEL_RING, RING
 from stream.metrics import Metrics
-from stream.state.store import Checkpoint, StateStore
+from stream.state.store import Head, StateStore
 
 ACCOUNT_EVENTS_PER_TURN = RING // 2
 ACCOUNT_LABELS_PER_TURN = LABEL_RING // 2
@@ -54,7 +54,7 @@ class RowKeeper:
     def load(
         self,
         batch: EventBatch | LabelBatch,
-        checkpoints: Mapping[int, Checkpoint | None],
+        heads: Mapping[int, Head | None],
         *,
         without: Collection[int] = (),
     ) -> None:
@@ -68,7 +68,7 @@ class RowKeeper:
             return
         asked = [name for name in names if name[1] not in without]
         keys = [self._store.row_key(partition, kind, identity) for kind, partition, identity in asked]
-        rows = self._store.load_rows(keys, {p: checkpoints[p] for p in {name[1] for name in asked}}) if asked else []
+        rows = self._store.load_rows(keys, _known(heads, {name[1] for name in asked})) if asked else []
         self._state.admit(asked, keys, rows)
         empty = [name for name in names if name[1] in without]
         self._state.admit(empty, [b""] * len(empty), [None] * len(empty))
@@ -84,7 +84,7 @@ class RowKeeper:
     def store_answers(self, partition: int) -> bool:
         """Whether the store can be asked again."""
         try:
-            self._store.load_checkpoint(partition)
+            self._store.load_head(partition)
         except UnavailableError:
             return False
         return True
@@ -141,41 +141,45 @@ class RowKeeper:
     def flush(self, partitions: Collection[Partition]) -> int:
         """Writes the dirty rows of these partitions and then W of each. Nothing may be uncommitted.
 
-        UnavailableError: repeat later, all remains dirty. StateLostError: the store lost W.
+        Every write names the head: a store that came back with older data gets no row (rows far ahead of W could
+        not be replayed over), nor does one in which another worker has claimed the partition.
+
+        UnavailableError: repeat later, all remains dirty. StateLostError: the head in the store is another.
         Returns how many rows were written.
         """
-        numbers = [partition.number for partition in partitions]
-        dirty = [(pool.kind, pool.dirty_slots(numbers)) for pool in self._state.pools()]
-        if any(len(slots) for _, slots in dirty):
-            # Rows far ahead of W could not be replayed over: a store that came back with older data gets none.
-            self._store.load_rows([], {partition.number: partition.checkpoint for partition in partitions})
+        heads = {partition.number: partition.head for partition in partitions}
+        dirty = [(pool.kind, pool.dirty_slots(list(heads))) for pool in self._state.pools()]
         for kind, slots in dirty:
-            self._write(kind, slots)
+            self._write(kind, slots, heads)
             self._fault(f"flush:after_{'accounts' if kind == 'account' else 'entities'}")
         for partition in partitions:
             if partition.checkpoint != partition.done:
-                self._store.write_checkpoint(partition.number, partition.checkpoint, partition.done)
+                head = _owned(heads, partition.number)
+                partition.head = self._store.write_checkpoint(partition.number, head, partition.done)
             partition.flushed()
         for kind, slots in dirty:
             self._state.mark_clean(kind, slots)
         return sum(len(slots) for _, slots in dirty)
 
-    def _write(self, kind: str, slots: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+    def _write(
+        self, kind: str, slots: np.ndarray[tuple[int], np.dtype[np.int64]], heads: Mapping[int, Head | None]
+    ) -> None:
         pool = self._state.pool(kind)
         for start in range(0, len(slots), _WRITE_ROWS):
             chunk = slots[start : start + _WRITE_ROWS]
             rows = self._state.pack(kind, chunk)
-            members = chunk.tolist()
-            replaced = self._store.write_rows(dict(zip([self._key(kind, slot) for slot in members], rows, strict=True)))
+            members, numbers = chunk.tolist(), pool.partition_of(chunk).tolist()
+            named = dict(zip([self._key(kind, slot) for slot in members], rows, strict=True))
+            replaced = self._store.write_rows(named, _known(heads, set(numbers)))
             self._metrics.redis_rows.labels("written").inc(replaced)
             self._metrics.redis_rows.labels("skipped").inc(len(members) - replaced)
             self._fault("flush:after_chunk")
             if self._share and kind != "account":
                 by_partition: dict[int, dict[str, bytes]] = {}
-                for slot, partition, row in zip(members, pool.partition_of(chunk).tolist(), rows, strict=True):
+                for slot, partition, row in zip(members, numbers, rows, strict=True):
                     by_partition.setdefault(partition, {})[pool.identity[slot]] = row
                 for partition, copies in by_partition.items():
-                    self._store.publish_copies(kind, partition, copies)
+                    self._store.publish_copies(kind, partition, _owned(heads, partition), copies)
 
     def _key(self, kind: str, slot: int) -> bytes:
         pool = self._state.pool(kind)
@@ -183,3 +187,14 @@ class RowKeeper:
             partition = int(pool.partition_of(np.array([slot]))[0])
             pool.key[slot] = self._store.row_key(partition, kind, pool.identity[slot])
         return pool.key[slot]
+
+
+def _known(heads: Mapping[int, Head | None], numbers: Collection[int]) -> dict[int, Head]:
+    return {number: _owned(heads, number) for number in numbers}
+
+
+def _owned(heads: Mapping[int, Head | None], number: int) -> Head:
+    """A partition whose rows are loaded or flushed has been claimed."""
+    head = heads[number]
+    assert head is not None
+    return head

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from stream.config import Settings
 from stream.kafka.port import CommittedOffset, Record
-from stream.state.store import Checkpoint
+from stream.state.store import Checkpoint, Head
 
 BEGINNING = Checkpoint(0, 0)
 
@@ -75,12 +75,13 @@ class CommitNote:
 
 @dataclass(slots=True)
 class Partition:
-    """Offsets are 'first not yet done'. `done` is committed in Kafka; `checkpoint` is W in the store."""
+    """Offsets are 'first not yet done'. `done` is committed in Kafka; `head` is what the store holds for its owner."""
 
     number: int
     phase: Phase = Phase.ASSIGNED
     done: Checkpoint = BEGINNING
-    checkpoint: Checkpoint | None = None
+    head: Head | None = None
+    """None: not claimed yet, or degraded."""
     pairs: list[tuple[int, int]] = field(default_factory=list)
     base: Checkpoint = BEGINNING
     cold_until_ms: int = 0
@@ -88,6 +89,11 @@ class Partition:
     """Rows without history were used while the store was away; nothing is flushed, it restores afterwards."""
     waiting_labels: deque[Record] = field(default_factory=deque)
     waiting_records: deque[Record] = field(default_factory=deque)
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """W in the store."""
+        return self.head.checkpoint if self.head is not None else None
 
     def note(self, transactional_id: str) -> str:
         return CommitNote(transactional_id, self.base, tuple(self.pairs), self.cold_until_ms).encode()
@@ -109,6 +115,6 @@ class Partition:
         )
 
     def flushed(self) -> None:
-        """All rows are in the store up to `done`."""
-        self.checkpoint = self.base = self.done
+        """All rows are in the store up to `done`, and so is W."""
+        self.base = self.done
         self.pairs.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -109,16 +109,17 @@ class Restorer:
 
     def untouched(self, partition: Partition, consumer: Consumer) -> bool:
         """Whether a parked partition comes back as it was left: nobody committed, the store is the same."""
-        origin = self._origin(partition.number, consumer)
+        origin = self._origin(partition.number, consumer, ())
         if origin is None or (origin.committed or origin.log.first) != partition.done:
             return False
-        return self._store.load_checkpoint(partition.number) == partition.checkpoint
+        return self._store.load_head(partition.number) == partition.head
 
     def begin_degraded(self, partition: Partition, consumer: Consumer) -> bool:
         """The store is away and the policy is not to wait: stand at C without history."""
-        origin = self._origin(partition.number, consumer)
+        origin = self._origin(partition.number, consumer, ())
         if origin is None:
             return False
+        partition.head = None
         partition.done = origin.committed or origin.log.first
         partition.pairs, partition.base = list(origin.note.pairs), origin.note.base
         partition.cold_until_ms = origin.note.cold_until_ms
@@ -131,12 +132,20 @@ class Restorer:
         consumer: Consumer,
         commit_offsets: Callable[[Mapping[TopicPartition, CommittedOffset]], None],
     ) -> bool:
-        """Plans; False when Kafka cannot say yet where the partition stands."""
+        """Claims and plans; False when Kafka cannot say yet where the partition stands.
+
+        The claim comes first: from then on nobody else can change what this partition loads, and W, which is
+        read with it, cannot be newer than the committed offset that is read after it.
+        """
         number = partition.number
-        origin = self._origin(number, consumer)
+        if partition.head is None:
+            partition.head = self._store.claim(number, self._transactional_id, self._clock.now_ms())
+            self._fault("restore:after_claim")
+        head = partition.head
+        origin = self._origin(number, consumer, head.owners)
         if origin is None:
             return False
-        checkpoint = self._store.load_checkpoint(number)
+        checkpoint = head.checkpoint
         horizon = self._horizon(origin.log) if checkpoint is None else origin.log.first
         now_ms = self._clock.now_ms()
         chosen = plan(origin.log, origin.committed, origin.note, checkpoint, horizon, self._settings.state, now_ms)
@@ -150,9 +159,8 @@ class Restorer:
                 }
             )
         if chosen.clear:
-            self._store.clear(number)
+            self._store.clear(number, head)
         partition.phase = Phase.RESTORING
-        partition.checkpoint = checkpoint
         partition.done = chosen.start
         partition.pairs, partition.base = list(chosen.note.pairs), chosen.note.base
         partition.cold_until_ms = chosen.cold_until_ms
@@ -167,11 +175,12 @@ class Restorer:
         self._jobs[number] = _Job(chosen, replay)
         return True
 
-    def _origin(self, number: int, consumer: Consumer) -> _Origin | None:
+    def _origin(self, number: int, consumer: Consumer, owners: Sequence[str]) -> _Origin | None:
         """What Kafka says of a partition; None while a transaction hangs over its offset, or Kafka is away.
 
         A worker that died inside a transaction would hold this up until its transaction times out. Its
-        transactional id stands in the last commit's note: fencing it ends the transaction at once.
+        transactional id stands in the head (`owners`) and, once it has committed, in the last commit's note:
+        fencing it ends the transaction at once.
         """
         topics = self._settings.topics
         transactions = TopicPartition(topics.transactions, number)
@@ -180,6 +189,7 @@ class Restorer:
             log = Log(
                 transactions, labels, Checkpoint(consumer.first_offset(transactions), consumer.first_offset(labels))
             )
+            self._end_abandoned(owners)
             try:
                 found = consumer.committed(transactions, timeout_ms=_PENDING_WAIT_MS)
                 found_labels = consumer.committed(labels, timeout_ms=_PENDING_WAIT_MS)
@@ -187,7 +197,8 @@ class Restorer:
                 self._fence_former_owner(transactions)
                 return None
             note = CommitNote.decode(found.metadata) if found is not None else CommitNote()
-            self._end_abandoned(note.transactional_id)
+            if note.transactional_id not in owners:
+                self._end_abandoned([note.transactional_id])
         except UnavailableError as error:
             self._log.warning("Kafka does not say where the partition stands", partition=number, error=str(error))
             return None
@@ -202,22 +213,25 @@ class Restorer:
             last = admin.last_committed(self._settings.kafka.group, [transactions]).get(transactions)
         finally:
             admin.close()
-        self._end_abandoned(CommitNote.decode(last.metadata).transactional_id if last else "")
+        self._end_abandoned([CommitNote.decode(last.metadata).transactional_id] if last else [])
 
-    def _end_abandoned(self, former: str) -> None:
+    def _end_abandoned(self, owners: Sequence[str]) -> None:
         """A dead owner's open transaction, even one without offsets yet, would hide the next outputs from readers.
 
         The transaction of a worker that still is in the group is its own affair.
         """
         group = self._settings.kafka.group
-        if former and former != self._transactional_id:
-            admin = self._client.admin()
-            try:
-                if admin.is_abandoned(former, group, former.removeprefix(f"{group}-")):
-                    self._log.warning("ending the transaction of a dead worker", transactional_id=former)
-                    admin.fence(former)
-            finally:
-                admin.close()
+        former = [name for name in owners if name != self._transactional_id and name.startswith(f"{group}-")]
+        if not former:
+            return
+        admin = self._client.admin()
+        try:
+            for name in former:
+                if admin.is_abandoned(name, group, name.removeprefix(f"{group}-")):
+                    self._log.warning("ending the transaction of a dead worker", transactional_id=name)
+                    admin.fence(name)
+        finally:
+            admin.close()
 
     def _horizon(self, log: Log) -> Checkpoint:
         """Where the feature horizon begins in both logs."""
@@ -257,10 +271,9 @@ class Restorer:
         """Between two portions every row stands at its partition's `done`, so all may be flushed."""
         if self._keeper.must_flush([partition.number]):
             flush_all()
-        known = {partition.number: partition.checkpoint}
         self._pipeline.next_turn()
         try:
-            self._keeper.load(batch, known)
+            self._keeper.load(batch, {partition.number: partition.head})
         except ArenaFullError:
             flush_all()
-            self._keeper.load(batch, {partition.number: partition.checkpoint})
+            self._keeper.load(batch, {partition.number: partition.head})

@@ -152,10 +152,10 @@ class Turn:
 
     def _load_rows(self, shares: list[Share], labels: LabelBatch, events: EventBatch) -> None:
         degraded = {share.partition.number for share in shares if share.partition.degraded}
-        checkpoints = {share.partition.number: share.partition.checkpoint for share in shares}
+        heads = {share.partition.number: share.partition.head for share in shares}
         for batch in (labels, events):
             if len(batch):
-                self._keeper.load(batch, checkpoints, without=degraded)
+                self._keeper.load(batch, heads, without=degraded)
         if len(events) and not degraded:
             now_ms = self._clock.now_ms()
             try:

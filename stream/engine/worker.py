@@ -303,6 +303,8 @@ class Worker:
 
     def _start_over(self, partitions: Iterable[Partition], error: Exception) -> None:
         """The error path is the start path: forget the rows, restore."""
+        if isinstance(error, StateLostError):
+            self._metrics.redis_errors.labels("state_lost").inc()
         for number in [partition.number for partition in partitions]:
             self._log.warning("partition starts over", partition=number, error=str(error))
             self._drop(number)
@@ -344,7 +346,7 @@ class Worker:
             if self._restorer.untouched(partition, self._consumer):
                 self._begin_running(partition)
             else:
-                self._start_over([partition], StateLostError("somebody else worked on it meanwhile"))
+                self._start_over([partition], TurnAborted("somebody else worked on it meanwhile"))
         elif self._restorer.step(partition, self._consumer, self.flush_all, self._commit_offsets):
             self._begin_running(partition)
 
@@ -400,7 +402,7 @@ class Worker:
     def _leave_degraded(self) -> None:
         degraded = [p for p in self._partitions.values() if p.degraded]
         if degraded and self._keeper.store_answers(degraded[0].number):
-            self._start_over(degraded, StateLostError("the store is back; scores without history are not kept"))
+            self._start_over(degraded, TurnAborted("the store is back; scores without history are not kept"))
 
     def _measure(self, partitions: list[Partition]) -> None:
         """Gauges of the partitions of a turn or a flush: cheap enough for each."""

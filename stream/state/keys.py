@@ -1,10 +1,11 @@
 """Names of keys in the page store, made in one place.
 
-    {namespace:spec_id:PARTITION}:checkpoint            W of a partition
+    {namespace:spec_id:PARTITION}:head                  owner's epoch, W and owners of a partition
     {namespace:spec_id:PARTITION}:row:KIND:HASH         a row
     {namespace:spec_id:copies-X}:copy:KIND:HASH         the copies of one entity, a hash by partition
+    {namespace:spec_id:copies-X}:epochs                 owners' epochs, a hash by partition
 
-The part in braces is the hash tag: in a cluster, W and the rows of a partition share one slot. The copies
+The part in braces is the hash tag: in a cluster, the head and the rows of a partition share one slot. The copies
 are spread over sixteen tags (X is the first digit of the hash), so that many fit into one script call.
 Every name begins with `{namespace:`, which is the pattern for an ACL.
 """
@@ -40,8 +41,8 @@ class KeyNames:
         hasher.update(identity.encode("utf-8", "surrogatepass"))
         return stem + hasher.hexdigest().encode()
 
-    def checkpoint(self, partition: int) -> bytes:
-        return self.tag(partition) + b":checkpoint"
+    def head(self, partition: int) -> bytes:
+        return self.tag(partition) + b":head"
 
     def copies(self, kind: str, identity: str) -> bytes:
         """The name of an entity's hash of copies."""
@@ -59,9 +60,18 @@ class KeyNames:
         """What the names of all copies begin with; one digit and a brace follow."""
         return self._stem + b"copies-"
 
-    def probe(self) -> bytes:
-        """A name that nothing else uses, to try rights with."""
-        return self._stem + b"probe}:row:probe:probe"
+    def copies_epochs(self) -> list[bytes]:
+        """The names of the hashes of epochs, one for each tag of copies."""
+        return [self.epochs_beside(b"%b%x}" % (self.copies_prefix, digit)) for digit in range(16)]
+
+    @staticmethod
+    def epochs_beside(name: bytes) -> bytes:
+        """The hash of epochs with the same hash tag as a copy."""
+        return KeyNames.tag_of(name) + b":epochs"
+
+    def probe(self) -> tuple[bytes, bytes]:
+        """A head and a row that nothing else uses, to try rights with."""
+        return self._stem + b"probe}:head", self._stem + b"probe}:row:probe:probe"
 
     @staticmethod
     def tag_of(name: bytes) -> bytes:

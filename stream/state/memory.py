@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from stream.errors import UnavailableError
 from stream.state.keys import KeyNames
-from stream.state.rules import replaces, require_checkpoint, require_header
-from stream.state.store import Checkpoint, Finding, Memory
+from stream.state.rules import claimed, lost, replaces, require_head, require_header
+from stream.state.store import Checkpoint, Finding, Head, Memory
 
 _LIMIT_BYTES = 2**40
 
@@ -22,10 +22,16 @@ class MemoryServer:
     """What a Redis server would hold. `available` False makes every call of its stores fail."""
 
     rows: dict[bytes, bytes] = field(default_factory=dict)
-    checkpoints: dict[bytes, Checkpoint] = field(default_factory=dict)
+    heads: dict[bytes, Head] = field(default_factory=dict)
     copies: dict[bytes, dict[int, bytes]] = field(default_factory=dict)
+    copies_epochs: dict[bytes, int] = field(default_factory=dict)
     available: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def checkpoints(self) -> dict[bytes, Checkpoint]:
+        """W by the head's name, of the partitions that have one."""
+        return {name: head.checkpoint for name, head in self.heads.items() if head.checkpoint is not None}
 
     def flush_all(self) -> None:
         """Loses everything, as FLUSHALL does."""
@@ -35,13 +41,14 @@ class MemoryServer:
         """A copy of what is held now: with `restore`, a server that came back with an older snapshot."""
         with self.lock:
             copies = {key: dict(partials) for key, partials in self.copies.items()}
-            return MemoryServer(dict(self.rows), dict(self.checkpoints), copies)
+            return MemoryServer(dict(self.rows), dict(self.heads), copies, dict(self.copies_epochs))
 
     def restore(self, older: MemoryServer) -> None:
         """Holds what `older` holds, from now on."""
         older = older.snapshot()
         with self.lock:
-            self.rows, self.checkpoints, self.copies = older.rows, older.checkpoints, older.copies
+            self.rows, self.heads = older.rows, older.heads
+            self.copies, self.copies_epochs = older.copies, older.copies_epochs
 
 
 class MemoryStore:
@@ -60,39 +67,61 @@ class MemoryStore:
     def row_key(self, partition: int, kind: str, identity: str) -> bytes:
         return self._names.row(partition, kind, identity)
 
-    def load_rows(self, keys: Sequence[bytes], checkpoints: Mapping[int, Checkpoint | None]) -> list[bytes | None]:
+    def claim(self, partition: int, owner: str, now_ms: int) -> Head:
+        self._require_available()
+        name = self._names.head(partition)
+        with self.server.lock:
+            head = claimed(self.server.heads.get(name), owner, now_ms)
+            self.server.heads[name] = head
+            self.server.copies_epochs[name] = max(head.epoch, self.server.copies_epochs.get(name, 0))
+        return head
+
+    def load_rows(self, keys: Sequence[bytes], heads: Mapping[int, Head]) -> list[bytes | None]:
         self._require_available()
         with self.server.lock:
-            for partition, expected in checkpoints.items():
-                require_checkpoint(partition, expected, self._held(partition))
+            for partition, head in heads.items():
+                require_head(partition, head, self._held(partition))
             return [self.server.rows.get(key) for key in keys]
 
-    def write_rows(self, rows: Mapping[bytes, bytes]) -> int:
+    def write_rows(self, rows: Mapping[bytes, bytes], heads: Mapping[int, Head]) -> int:
         self._require_available()
+        partitions = {self._names.tag(partition): partition for partition in heads}
         for row in rows.values():
             require_header(row)
+        owners = {key: partitions[KeyNames.tag_of(key)] for key in rows}
         with self.server.lock:
-            newer = {key: row for key, row in rows.items() if replaces(row, self.server.rows.get(key))}
+            refused = [number for number in set(owners.values()) if self._held(number) != heads[number]]
+            newer = {
+                key: row
+                for key, row in rows.items()
+                if owners[key] not in refused and replaces(row, self.server.rows.get(key))
+            }
             self.server.rows.update(newer)
+        if refused:
+            raise lost(refused[0])
         return len(newer)
 
-    def load_checkpoint(self, partition: int) -> Checkpoint | None:
+    def load_head(self, partition: int) -> Head | None:
         self._require_available()
         return self._held(partition)
 
-    def write_checkpoint(self, partition: int, expected: Checkpoint | None, checkpoint: Checkpoint) -> None:
+    def write_checkpoint(self, partition: int, head: Head, checkpoint: Checkpoint) -> Head:
         self._require_available()
+        written = head.written(checkpoint)
         with self.server.lock:
             found = self._held(partition)
-            if found != checkpoint:
-                require_checkpoint(partition, expected, found)
-            self.server.checkpoints[self._names.checkpoint(partition)] = checkpoint
+            if found != written:
+                require_head(partition, head, found)
+            self.server.heads[self._names.head(partition)] = written
+        return written
 
-    def publish_copies(self, kind: str, partition: int, copies: Mapping[str, bytes]) -> None:
+    def publish_copies(self, kind: str, partition: int, head: Head, copies: Mapping[str, bytes]) -> None:
         self._require_available()
         for row in copies.values():
             require_header(row)
         with self.server.lock:
+            if copies:
+                self._require_epoch(partition, head)
             for identity, row in copies.items():
                 partials = self.server.copies.setdefault(self._names.copies(kind, identity), {})
                 if replaces(row, partials.get(partition)):
@@ -103,19 +132,21 @@ class MemoryStore:
         with self.server.lock:
             return [dict(self.server.copies.get(self._names.copies(kind, identity), {})) for identity in identities]
 
-    def clear(self, partition: int) -> int:
+    def clear(self, partition: int, head: Head) -> int:
         self._require_available()
         tag = self._names.tag(partition)
         with self.server.lock:
+            require_head(partition, head, self._held(partition))
+            self._require_epoch(partition, head)
+            self.server.heads[self._names.head(partition)] = head._replace(checkpoint=None)
             gone = [key for key in self.server.rows if key.startswith(tag)]
             for key in gone:
                 del self.server.rows[key]
-            had_checkpoint = self.server.checkpoints.pop(self._names.checkpoint(partition), None) is not None
             for key, partials in self.server.copies.items():
                 if key.startswith(self._names.copies_prefix):
                     partials.pop(partition, None)
             self.server.copies = {key: partials for key, partials in self.server.copies.items() if partials}
-        return len(gone) + had_checkpoint
+        return len(gone) + (head.checkpoint is not None)
 
     def memory(self) -> Memory:
         self._require_available()
@@ -132,8 +163,12 @@ class MemoryStore:
     def close(self) -> None:
         """Nothing to release: the server outlives its stores."""
 
-    def _held(self, partition: int) -> Checkpoint | None:
-        return self.server.checkpoints.get(self._names.checkpoint(partition))
+    def _held(self, partition: int) -> Head | None:
+        return self.server.heads.get(self._names.head(partition))
+
+    def _require_epoch(self, partition: int, head: Head) -> None:
+        if self.server.copies_epochs.get(self._names.head(partition)) != head.epoch:
+            raise lost(partition)
 
     def _require_available(self) -> None:
         if not self.server.available:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote, unquote
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -20,15 +21,20 @@ from stream.state.keys import KeyNames
 from stream.state.redis_check import examine_server
 from stream.state.redis_errors import translate
 from stream.state.redis_scripts import (
+    CLAIM,
+    DELETE_COPIES,
+    DELETE_ROWS,
     PUBLISH_COPIES,
+    RAISE_EPOCH,
     READ_COPIES,
+    REFUSED,
+    REPLACE_HEAD,
     TEXT_BY_SHA,
-    WRITE_CHECKPOINT,
     WRITE_ROWS,
     Script,
 )
-from stream.state.rules import require_checkpoint, require_header
-from stream.state.store import Checkpoint, Finding, Memory
+from stream.state.rules import lost, require_head, require_header
+from stream.state.store import Checkpoint, Finding, Head, Memory
 
 Command = tuple[Any, ...]
 
@@ -79,45 +85,57 @@ class RedisStore:
     def row_key(self, partition: int, kind: str, identity: str) -> bytes:
         return self._names.row(partition, kind, identity)
 
-    def load_rows(self, keys: Sequence[bytes], checkpoints: Mapping[int, Checkpoint | None]) -> list[bytes | None]:
+    def claim(self, partition: int, owner: str, now_ms: int) -> Head:
+        command = _call(CLAIM, [self._names.head(partition)], now_ms, quote(owner, safe=""))
+        head = _decoded(self._run([command])[0])
+        assert head is not None
+        # After the head: a former owner may still publish until then, and nobody has read anything yet.
+        self._run([_call(RAISE_EPOCH, [name], partition, head.epoch) for name in self._names.copies_epochs()])
+        return head
+
+    def load_rows(self, keys: Sequence[bytes], heads: Mapping[int, Head]) -> list[bytes | None]:
         tags = [KeyNames.tag_of(key) for key in keys]
         wanted: dict[bytes, list[bytes]] = {}
-        # The checkpoint is read by the same MGET as its rows: an absent row is believed only beside it.
-        for partition in checkpoints:
-            wanted[self._names.tag(partition)] = [self._names.checkpoint(partition)]
+        # The head is read by the same MGET as its rows: an absent row is believed only beside it.
+        for partition in heads:
+            wanted[self._names.tag(partition)] = [self._names.head(partition)]
         for tag, key in zip(tags, keys, strict=True):
             wanted.setdefault(tag, []).append(key)
         answers = self._run([("MGET", *names) for names in wanted.values()])
         found = {tag: iter(answer) for tag, answer in zip(wanted, answers, strict=True)}
-        for partition, expected in checkpoints.items():
-            require_checkpoint(partition, expected, _decoded(next(found[self._names.tag(partition)])))
+        for partition, head in heads.items():
+            require_head(partition, head, _decoded(next(found[self._names.tag(partition)])))
         return [next(found[tag]) for tag in tags]
 
-    def write_rows(self, rows: Mapping[bytes, bytes]) -> int:
-        commands = [
-            _call(WRITE_ROWS, [key for key, _ in chunk], self._ttl_ms, *[row for _, row in chunk])
-            for chunk in _chunks(rows.items())
-        ]
-        return sum(sum(self._run(some)) for some in _sent_together(commands))
+    def write_rows(self, rows: Mapping[bytes, bytes], heads: Mapping[int, Head]) -> int:
+        partitions = {self._names.tag(partition): partition for partition in heads}
+        written = 0
+        commands, owners = [], []
+        for chunk in _chunks(rows.items()):
+            partition = partitions[KeyNames.tag_of(chunk[0][0])]
+            keys = [self._names.head(partition), *(key for key, _ in chunk)]
+            known = _encoded(heads[partition])
+            commands.append(_call(WRITE_ROWS, keys, known, self._ttl_ms, *[row for _, row in chunk]))
+            owners.append(partition)
+        for some in _sent_together(list(zip(commands, owners, strict=True))):
+            written += sum(self._run_as_owner(some))
+        return written
 
-    def load_checkpoint(self, partition: int) -> Checkpoint | None:
-        return _decoded(self._run([("GET", self._names.checkpoint(partition))])[0])
+    def load_head(self, partition: int) -> Head | None:
+        return _decoded(self._run([("GET", self._names.head(partition))])[0])
 
-    def write_checkpoint(self, partition: int, expected: Checkpoint | None, checkpoint: Checkpoint) -> None:
-        name = self._names.checkpoint(partition)
-        command = _call(WRITE_CHECKPOINT, [name], _encoded(expected), _encoded(checkpoint))
-        found = _decoded(self._run([command])[0])
-        if found != checkpoint:
-            require_checkpoint(partition, expected, found)
+    def write_checkpoint(self, partition: int, head: Head, checkpoint: Checkpoint) -> Head:
+        return self._replace_head(partition, head, head.written(checkpoint))
 
-    def publish_copies(self, kind: str, partition: int, copies: Mapping[str, bytes]) -> None:
+    def publish_copies(self, kind: str, partition: int, head: Head, copies: Mapping[str, bytes]) -> None:
         rows = [(self._names.copies(kind, identity), row) for identity, row in copies.items()]
-        commands = [
-            _call(PUBLISH_COPIES, [key for key, _ in chunk], self._ttl_ms, partition, *[row for _, row in chunk])
-            for chunk in _chunks(rows)
-        ]
+        commands = []
+        for chunk in _chunks(rows):
+            keys = [KeyNames.epochs_beside(chunk[0][0]), *(key for key, _ in chunk)]
+            arguments = (self._ttl_ms, partition, head.epoch, *(row for _, row in chunk))
+            commands.append((_call(PUBLISH_COPIES, keys, *arguments), partition))
         for some in _sent_together(commands):
-            self._run(some)
+            self._run_as_owner(some)
 
     def read_copies(self, kind: str, identities: Sequence[str]) -> list[dict[int, bytes]]:
         keys = [self._names.copies(kind, identity) for identity in identities]
@@ -131,13 +149,19 @@ class RedisStore:
                 partials[place] = {int(partition): row for partition, row in zip(flat[::2], flat[1::2], strict=True)}
         return partials
 
-    def clear(self, partition: int) -> int:
+    def clear(self, partition: int, head: Head) -> int:
         # W goes first: if this is interrupted, a missing W asks for a rebuild, a stale one would hide the loss.
-        gone = int(self._run([("UNLINK", self._names.checkpoint(partition))])[0])
-        for names in self._scan(self._names.tag(partition) + b":*"):
-            gone += int(self._run([("UNLINK", *names)])[0])
-        for names in self._scan(self._names.copies_prefix + b"?}:*"):
-            self._run([("HDEL", name, partition) for name in names])
+        without = self._replace_head(partition, head, head._replace(checkpoint=None))
+        gone = int(head.checkpoint is not None)
+        for names in self._scan(self._names.tag(partition) + b":row:*"):
+            command = _call(DELETE_ROWS, [self._names.head(partition), *names], _encoded(without))
+            gone += sum(self._run_as_owner([(command, partition)]))
+        for names in self._scan(self._names.copies_prefix + b"?}:copy:*"):
+            by_tag: dict[bytes, list[bytes]] = {}
+            for name in names:
+                by_tag.setdefault(KeyNames.epochs_beside(name), []).append(name)
+            commands = [_call(DELETE_COPIES, [key, *some], partition, head.epoch) for key, some in by_tag.items()]
+            self._run_as_owner([(command, partition) for command in commands])
         return gone
 
     def memory(self) -> Memory:
@@ -146,11 +170,27 @@ class RedisStore:
         return Memory(int(info["used_memory"]), limit)
 
     def check(self) -> list[Finding]:
-        probe = _call(WRITE_ROWS, [self._names.probe()], 1_000, bytes(16))
+        # The probe's head does not exist, which an empty text stands for.
+        probe = _call(WRITE_ROWS, self._names.probe(), b"", 1_000, bytes(16))
         return examine_server(self._settings, self._names.prefix, self._run, probe)
 
     def close(self) -> None:
         self._client.close()
+
+    def _replace_head(self, partition: int, known: Head, new: Head) -> Head:
+        command = _call(REPLACE_HEAD, [self._names.head(partition)], _encoded(known), _encoded(new))
+        found = _decoded(self._run([command])[0])
+        if found != new:
+            require_head(partition, known, found)
+        return new
+
+    def _run_as_owner(self, commands: Sequence[tuple[Command, int]]) -> list[int]:
+        """Scripts that ask first whether the caller still owns the partition (beside each). StateLostError if not."""
+        answers = self._run([command for command, _ in commands])
+        for (_, partition), answer in zip(commands, answers, strict=True):
+            if answer == REFUSED:
+                raise lost(partition)
+        return answers
 
     def _scan(self, pattern: bytes) -> Iterable[list[bytes]]:
         """The names that match, in non-empty portions."""
@@ -212,12 +252,12 @@ def _chunks(rows: Iterable[tuple[bytes, bytes]]) -> Iterable[list[tuple[bytes, b
     yield from open_chunks.values()
 
 
-def _sent_together(commands: Sequence[Command]) -> Iterable[list[Command]]:
-    """Commands in portions of one round trip each."""
-    portion: list[Command] = []
+def _sent_together(commands: Sequence[tuple[Command, int]]) -> Iterable[list[tuple[Command, int]]]:
+    """Commands (with their partitions) in portions of one round trip each."""
+    portion: list[tuple[Command, int]] = []
     size = 0
-    for command in commands:
-        portion.append(command)
+    for command, partition in commands:
+        portion.append((command, partition))
         size += sum(len(argument) for argument in command if isinstance(argument, bytes))
         if size >= _SENT_AT_ONCE_BYTES:
             yield portion
@@ -226,18 +266,21 @@ def _sent_together(commands: Sequence[Command]) -> Iterable[list[Command]]:
         yield portion
 
 
-def _encoded(checkpoint: Checkpoint | None) -> bytes:
-    """Readable with redis-cli: 'transactions:labels', nothing for none."""
-    return b"" if checkpoint is None else b"%d:%d" % checkpoint
+def _encoded(head: Head) -> bytes:
+    """Readable with redis-cli: epoch, 'transactions:labels' or a dash, owners."""
+    checkpoint = "-" if head.checkpoint is None else "{}:{}".format(*head.checkpoint)
+    return " ".join([str(head.epoch), checkpoint, *(quote(name, safe="") for name in head.owners)]).encode()
 
 
-def _decoded(text: bytes | None) -> Checkpoint | None:
+def _decoded(text: bytes | None) -> Head | None:
     if not text:
         return None
-    transactions, _, labels = text.partition(b":")
     try:
-        return Checkpoint(int(transactions), int(labels))
-    except ValueError:
+        epoch, checkpoint, *owners = text.decode().split(" ")
+        w = None if checkpoint == "-" else Checkpoint(*map(int, checkpoint.split(":")))
+        return Head(int(epoch), tuple(map(unquote, owners)), w)
+    except (ValueError, TypeError):
         raise FatalError(
-            "Redis holds a checkpoint that riskstream did not write: use another redis.namespace, or clear this one"
+            "Redis holds a partition's head that this version of riskstream did not write: use another "
+            "redis.namespace, or clear this one"
         ) from None

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
+from stream.state.store import FORMER_OWNERS
+
 _REPLACES = """
 local function compare(new_high, new_low, old_high, old_low)
   if new_high ~= old_high then return new_high > old_high and 1 or -1 end
@@ -41,12 +43,40 @@ class Script:
         object.__setattr__(self, "sha", digest)
 
 
+CLAIM = Script(
+    f"""
+local found = redis.call('GET', KEYS[1]) or ''
+local epoch, checkpoint, owners = string.match(found, '^(%d+) (%S+) (.+)$')
+if found ~= '' and not epoch then return found end
+local claimed, names = tonumber(ARGV[1]), {{ARGV[2]}}
+if epoch and tonumber(epoch) >= claimed then claimed = tonumber(epoch) + 1 end
+for name in string.gmatch(owners or '', '%S+') do
+  if name ~= ARGV[2] and #names < {FORMER_OWNERS} then names[#names + 1] = name end
+end
+local head = string.format('%.0f', claimed) .. ' ' .. (checkpoint or '-') .. ' ' .. table.concat(names, ' ')
+redis.call('SET', KEYS[1], head)
+return head
+"""
+)
+"""KEYS: a head. ARGV: the time in ms, the owner. Returns the new head, or what it found there and cannot read."""
+
+RAISE_EPOCH = Script(
+    """
+if tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0') < tonumber(ARGV[2]) then
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+end
+return 1
+"""
+)
+"""KEYS: a hash of epochs. ARGV: the partition, its epoch."""
+
 WRITE_ROWS = Script(
     _REPLACES
     + """
-local ttl_ms = ARGV[1]
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
+local ttl_ms = ARGV[2]
 local replaced = 0
-for i = 1, #KEYS do
+for i = 2, #KEYS do
   local row = ARGV[i + 1]
   if replaces(row, redis.call('GETRANGE', KEYS[i], 0, 15)) then
     redis.call('SET', KEYS[i], row, 'PX', ttl_ms)
@@ -56,13 +86,17 @@ end
 return replaced
 """
 )
-"""KEYS: rows. ARGV: time to live in ms, then one row per key. Returns how many were replaced."""
+"""KEYS: the head, then rows. ARGV: the head known, time to live in ms, then one row per key.
+
+Returns how many were replaced; REFUSED where the head is another.
+"""
 
 PUBLISH_COPIES = Script(
     _REPLACES
     + """
 local ttl_ms, partition = ARGV[1], ARGV[2]
-for i = 1, #KEYS do
+if redis.call('HGET', KEYS[1], partition) ~= ARGV[3] then return -1 end
+for i = 2, #KEYS do
   local row = ARGV[i + 2]
   if replaces(row, redis.call('HGET', KEYS[i], partition)) then
     redis.call('HSET', KEYS[i], partition, row)
@@ -72,7 +106,29 @@ end
 return #KEYS
 """
 )
-"""KEYS: hashes of copies. ARGV: time to live in ms, the partition, then one row per key."""
+"""KEYS: the hash of epochs, then hashes of copies. ARGV: time to live in ms, the partition, its epoch, one row per key.
+
+REFUSED where the epoch is another.
+"""
+
+DELETE_ROWS = Script(
+    """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
+local gone = 0
+for i = 2, #KEYS do gone = gone + redis.call('UNLINK', KEYS[i]) end
+return gone
+"""
+)
+"""KEYS: the head, then rows. ARGV: the head known. Returns how many went; REFUSED where the head is another."""
+
+DELETE_COPIES = Script(
+    """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return -1 end
+for i = 2, #KEYS do redis.call('HDEL', KEYS[i], ARGV[1]) end
+return #KEYS
+"""
+)
+"""KEYS: the hash of epochs, then hashes of copies. ARGV: the partition, its epoch. REFUSED where that is another."""
 
 READ_COPIES = Script(
     """
@@ -85,13 +141,17 @@ return all
 )
 """KEYS: hashes of copies. Returns one flat list of field and value per key."""
 
-WRITE_CHECKPOINT = Script(
+REPLACE_HEAD = Script(
     """
 local found = redis.call('GET', KEYS[1]) or ''
 if found == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2]) end
 return found
 """
 )
-"""KEYS: a checkpoint. ARGV: the text expected there ('' for none), the text to write. Returns what it found."""
+"""KEYS: a head. ARGV: the head expected there, the head to write. Returns what it found."""
 
-TEXT_BY_SHA = {script.sha: script.text for script in (WRITE_ROWS, PUBLISH_COPIES, READ_COPIES, WRITE_CHECKPOINT)}
+REFUSED = -1
+"""What a script returns that has done nothing, because the caller owns the partition no more."""
+
+_ALL = (CLAIM, RAISE_EPOCH, WRITE_ROWS, PUBLISH_COPIES, READ_COPIES, DELETE_ROWS, DELETE_COPIES, REPLACE_HEAD)
+TEXT_BY_SHA = {script.sha: script.text for script in _ALL}

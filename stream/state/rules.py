@@ -1,11 +1,11 @@
-"""What every page store checks, in plain Python. The Lua of `redis_scripts.py` is the twin of `replaces`."""
+"""What every page store checks, in plain Python. `redis_scripts.py` has the Lua twins of `replaces` and `claimed`."""
 
 from __future__ import annotations
 
 import struct
 
 from stream.errors import StateLostError
-from stream.state.store import ROW_HEADER_BYTES, Checkpoint
+from stream.state.store import FORMER_OWNERS, ROW_HEADER_BYTES, Head
 
 
 def replaces(new: bytes, old: bytes | None) -> bool:
@@ -23,10 +23,23 @@ def require_header(row: bytes) -> None:
         raise ValueError(f"a row begins with {ROW_HEADER_BYTES} bytes of offsets; this one has {len(row)} bytes")
 
 
-def require_checkpoint(partition: int, expected: Checkpoint | None, found: Checkpoint | None) -> None:
-    """StateLostError when the store's checkpoint is not the one that the caller knows."""
-    if found != expected:
-        raise StateLostError(
-            f"partition {partition}: the store's checkpoint is {found}, this worker knows {expected}: the store lost "
-            "data or another worker restored this partition; the rows are dropped and restored from the log"
-        )
+def claimed(found: Head | None, owner: str, now_ms: int) -> Head:
+    """The head after a claim."""
+    if found is None:
+        return Head(now_ms, (owner,), None)
+    before = tuple(name for name in found.owners if name != owner)
+    return Head(max(found.epoch + 1, now_ms), (owner, *before)[:FORMER_OWNERS], found.checkpoint)
+
+
+def require_head(partition: int, known: Head, found: Head | None) -> None:
+    """StateLostError when the store's head is not the one that the caller knows."""
+    if found != known:
+        raise lost(partition)
+
+
+def lost(partition: int) -> StateLostError:
+    """What to raise where a store refuses."""
+    return StateLostError(
+        f"partition {partition}: the store's head is not the one that this worker wrote: the store lost data, or "
+        "another worker claimed this partition; the rows are dropped and restored from the log"
+    )

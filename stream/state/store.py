@@ -4,8 +4,12 @@
 A row's bytes begin with its two offsets, little-endian int64: transactions, labels (each the
 first offset of that topic *not* included). The store compares these and reads nothing else.
 
+A partition's head record says who owns it and how far its rows go. A worker that begins to restore
+claims the partition, which raises the epoch in the head; from then on every call of a former owner is refused,
+because each names the head that the caller knows and the store compares it inside the same atomic step.
+
 Vendor exceptions never cross: UnavailableError (away, timed out, full), NotAuthorisedError,
-StateLostError (the checkpoint there is not the one that the caller knows).
+StateLostError (the head there is not the one that the caller knows).
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 ROW_HEADER_BYTES = 16
+FORMER_OWNERS = 16
+"""How many owners a head remembers that claimed the partition since W was last written."""
 
 
 class Checkpoint(NamedTuple):
@@ -22,6 +28,19 @@ class Checkpoint(NamedTuple):
 
     transactions: int
     labels: int
+
+
+class Head(NamedTuple):
+    """The record of one partition. `epoch` rises with every claim, and a lost one never comes back."""
+
+    epoch: int
+    owners: tuple[str, ...]
+    """The owner, then those before it whose transactions may still be open."""
+    checkpoint: Checkpoint | None
+
+    def written(self, checkpoint: Checkpoint) -> Head:
+        """The head once its owner has written W: it has restored, so no former transaction is open."""
+        return Head(self.epoch, self.owners[:1], checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,35 +71,46 @@ class StateStore(Protocol):
         """
         ...
 
-    def load_rows(self, keys: Sequence[bytes], checkpoints: Mapping[int, Checkpoint | None]) -> list[bytes | None]:
-        """The rows, None where absent: one round trip.
+    def claim(self, partition: int, owner: str, now_ms: int) -> Head:
+        """Makes `owner` the owner of the partition: whoever owned it can write nothing any more. One atomic step.
 
-        `checkpoints` is what the caller knows for the partitions concerned; when the store holds
-        something else for one of them, it lost data: StateLostError, nothing is returned.
+        The new epoch is above the one found, and not below `now_ms`: so it is new even where a store lost the
+        old one. W stays as it is. Claiming again (after a lost answer) forgets no former owner.
         """
         ...
 
-    def write_rows(self, rows: Mapping[bytes, bytes]) -> int:
+    def load_rows(self, keys: Sequence[bytes], heads: Mapping[int, Head]) -> list[bytes | None]:
+        """The rows, None where absent: one round trip.
+
+        `heads` is what the caller knows of the partitions concerned; when the store holds something else for
+        one of them, it lost data or has another owner: StateLostError, nothing is returned.
+        """
+        ...
+
+    def write_rows(self, rows: Mapping[bytes, bytes], heads: Mapping[int, Head]) -> int:
         """Replaces each row that is absent or has lower offsets; returns how many were replaced.
 
         A row replaces another only if neither of its two offsets is lower and one is greater.
-        Atomic per row, not per call. Rows of one call may be of several partitions.
+        Rows of one call may be of several partitions, each with its head in `heads`: where the store holds
+        another head, no further row of that partition is written, and StateLostError is raised.
+        Atomic per some hundreds of rows, not per call.
         """
         ...
 
-    def load_checkpoint(self, partition: int) -> Checkpoint | None: ...
+    def load_head(self, partition: int) -> Head | None: ...
 
-    def write_checkpoint(self, partition: int, expected: Checkpoint | None, checkpoint: Checkpoint) -> None:
-        """Writes W if the store still holds `expected`; StateLostError if not. One atomic step.
+    def write_checkpoint(self, partition: int, head: Head, checkpoint: Checkpoint) -> Head:
+        """Writes W if the store still holds `head`; StateLostError if not. One atomic step; returns the new head.
 
-        A store that holds `checkpoint` already is a success: the client may ask again after a lost answer.
+        A store that holds the new head already is a success: the client may ask again after a lost answer.
         """
         ...
 
-    def publish_copies(self, kind: str, partition: int, copies: Mapping[str, bytes]) -> None:
+    def publish_copies(self, kind: str, partition: int, head: Head, copies: Mapping[str, bytes]) -> None:
         """Shows a partition's entity partials (identity -> row bytes) to the other partitions.
 
-        Stored in one hash per entity, field = partition; greater offsets only.
+        Stored in one hash per entity, field = partition; greater offsets only. StateLostError when the partition
+        has been claimed since `head`.
         """
         ...
 
@@ -88,8 +118,11 @@ class StateStore(Protocol):
         """Every partition's partial of each entity, by partition number: one round trip."""
         ...
 
-    def clear(self, partition: int) -> int:
-        """Deletes checkpoint and rows of a partition (rebuild); returns how many keys went."""
+    def clear(self, partition: int, head: Head) -> int:
+        """Deletes W and the rows of a partition (rebuild); returns how many went. The head stays, without W.
+
+        StateLostError when the partition is claimed by somebody else, before or meanwhile.
+        """
         ...
 
     def memory(self) -> Memory:

@@ -89,8 +89,8 @@ def test_committed_offsets_beside_checkpoints(kafka: KafkaPythonClient, settings
     offsets = {TopicPartition(topics[0], number): CommittedOffset(1, "") for number in range(2)}
     producer.send_offsets(offsets, consumer.group_metadata())
     producer.commit()
-    store.write_checkpoint(0, None, Checkpoint(1, 0))
-    store.write_checkpoint(1, None, Checkpoint(2, 0))
+    for number in (0, 1):
+        store.write_checkpoint(number, store.claim(number, "doctor-w0", 0), Checkpoint(number + 1, 0))
     found = [
         (finding.level, finding.message) for finding in examine(settings, kafka, store) if finding.subject == "state"
     ]

@@ -97,6 +97,26 @@ def test_the_open_transaction_of_a_killed_worker_holds_nobody_up(deploy: Deploy,
     deployment.check_exactly_once()
 
 
+def test_a_worker_that_dies_in_its_very_first_transaction_holds_nobody_up(deploy: Deploy, tmp_path: Path) -> None:
+    """No commit names it: the group has never committed. Its claim does. The transaction would last a minute."""
+    deployment = deploy(partitions=2, kafka__transaction_timeout_ms=60_000)
+    halt = tmp_path / "halt"
+    halt.touch()
+    halted = deployment.worker("w0", program=(FAULTY_WORKER, "turn:inside_commit", "halt", halt))
+    survivor = deployment.worker("w1")
+    deployment.started(halted, survivor)
+    deployment.publish(messages_of(payments(200)))
+    until(Path(f"{halt}.reached").exists, "the worker is inside its transaction")
+    killed_at = time.monotonic()
+    halted.send(signal.SIGKILL)
+    deployment.wait_done(TAKEOVER_S)
+    until(lambda: len(deployment.scores()) == 200, "every score can be read", TAKEOVER_S, every_s=0.2)
+    print(f"taken over after {time.monotonic() - killed_at:.1f} s")
+    assert time.monotonic() - killed_at < TAKEOVER_S
+    assert survivor.logs("ending the transaction of a dead worker")
+    deployment.check_exactly_once()
+
+
 def test_a_worker_restarted_under_its_id_goes_on_at_once(deploy: Deploy, own_redis: RedisServer) -> None:
     """The group keeps its place: nothing waits for the session's end."""
     deployment = deploy(

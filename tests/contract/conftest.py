@@ -1,4 +1,4 @@
-"""The clusters that the Kafka contract suites run against."""
+"""The clusters and the page stores that the contract suites run against."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.contract.kafka_clusters import Cluster, MemoryCluster, RealCluster
+from tests.contract.owner import Owner
+from tests.contract.stores import Backend, MemoryBackend, RedisBackend
 
 # What noida-db 0.2.3 does not do. It serves demos of one run; nobody should take it for exactly-once.
 _NO_STABLE_OFFSETS = "the embedded broker answers with committed offsets while a transaction is pending"
@@ -42,3 +44,25 @@ def cluster(request: pytest.FixtureRequest, unique: str) -> Iterator[Cluster]:
         made = RealCluster(unique, server.bootstrap)
     yield made
     made.close()
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        "memory",
+        pytest.param("redis_server", marks=pytest.mark.redis),
+        pytest.param("embedded_redis", marks=pytest.mark.embedded),
+    ],
+)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    if request.param == "memory":
+        yield MemoryBackend()
+    else:
+        made = RedisBackend(request.getfixturevalue(request.param).url)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def store(backend: Backend, unique: str) -> Owner:
+    return Owner(backend.store(unique))

@@ -20,8 +20,9 @@ from pydantic import SecretStr
 from stream.config import RedisSettings
 from stream.errors import ConfigError, FatalError, NotAuthorisedError, UnavailableError
 from stream.state.redis import RedisStore
-from stream.state.store import Checkpoint, Finding
+from stream.state.store import Checkpoint, Finding, Head
 from tests.conftest import require
+from tests.contract.owner import Owner
 
 pytestmark = pytest.mark.redis
 
@@ -80,20 +81,23 @@ def private(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[PrivateR
     server.stop()
 
 
-def store_at(url: str, **changes: object) -> RedisStore:
-    return RedisStore(RedisSettings(url=SecretStr(url), timeout_ms=500, **changes), NAMESPACE, "0" * 16)  # type: ignore[arg-type]
+def store_at(url: str, **changes: object) -> Owner:
+    return Owner(RedisStore(RedisSettings(url=SecretStr(url), timeout_ms=500, **changes), NAMESPACE, "0" * 16))  # type: ignore[arg-type]
 
 
-def store_of(server: PrivateRedis, credentials: str = "", **changes: object) -> RedisStore:
+def store_of(server: PrivateRedis, credentials: str = "", **changes: object) -> Owner:
     return store_at(f"redis://{credentials}127.0.0.1:{server.port}/0", **changes)
 
 
-def every_call(store: RedisStore) -> Iterator[Callable[[], object]]:
+def every_call(store: Owner) -> Iterator[Callable[[], object]]:
+    """With the head of partition 0 as it was, where it cannot be claimed."""
     key = store.row_key(0, "account", "a")
-    yield lambda: store.load_rows([key], {0: None})
+    yield lambda: store.claim(0)
+    store.heads.setdefault(0, Head(1, (store.name,), None))
+    yield lambda: store.load_rows([key], [0])
     yield lambda: store.write_rows({key: row(1)})
     yield lambda: store.load_checkpoint(0)
-    yield lambda: store.write_checkpoint(0, None, Checkpoint(1, 0))
+    yield lambda: store.write_checkpoint(0, Checkpoint(1, 0))
     yield lambda: store.publish_copies("merchant", 0, {"m": row(1)})
     yield lambda: store.read_copies("merchant", ["m"])
     yield lambda: store.clear(0)
@@ -115,7 +119,7 @@ def test_scripts_that_the_server_forgot_are_sent_again(private: PrivateRedis) ->
     private.client().script_flush()
     assert store.read_copies("merchant", ["m"]) == [{0: row(1)}]
     private.client().script_flush()
-    store.write_checkpoint(0, None, Checkpoint(1, 0))
+    store.write_checkpoint(0, Checkpoint(1, 0))
 
 
 def test_a_full_server_is_unavailable_and_keeps_what_it_has(private: PrivateRedis) -> None:
@@ -127,11 +131,11 @@ def test_a_full_server_is_unavailable_and_keeps_what_it_has(private: PrivateRedi
         store.write_rows({key: row(1, 2_000) for key in keys})
     private.client().config_set("maxmemory", "1mb")
     with pytest.raises(UnavailableError, match="maxmemory"):
-        store.write_checkpoint(0, None, Checkpoint(1, 0))
-    assert store.load_rows([keys[0]], {0: None}) == [row(1)]
-    assert finding(store.check(), "redis memory").level == "error"
+        store.write_checkpoint(0, Checkpoint(1, 0))
+    assert store.load_rows([keys[0]], [0]) == [row(1)]
+    assert finding(store.store.check(), "redis memory").level == "error"
     private.client().config_set("maxmemory", "0")
-    store.write_checkpoint(0, None, Checkpoint(1, 0))
+    store.write_checkpoint(0, Checkpoint(1, 0))
 
 
 @pytest.mark.parametrize("private", [["--requirepass", PASSWORD]], indirect=True)
@@ -142,7 +146,7 @@ def test_a_wrong_password_names_the_setting_and_hides_the_password(private: Priv
             with pytest.raises(NotAuthorisedError, match=r"redis\.url") as caught:
                 call()
             assert PASSWORD not in str(caught.value) + repr(caught.value)
-        assert [each.level for each in store.check()] == ["error"]
+        assert [each.level for each in store.store.check()] == ["error"]
     assert store_of(private, f":{PASSWORD}@").load_checkpoint(0) is None
 
 
@@ -152,13 +156,14 @@ def test_a_user_restricted_to_the_namespace_can_do_everything(private: PrivateRe
     store = store_of(private, f"worker:{PASSWORD}@")
     for call in every_call(store):
         call()
-    assert finding(store.check(), "redis rights").level == "ok"
-    assert finding(store.check(), "redis info").level == "warning"
+    assert finding(store.store.check(), "redis rights").level == "ok"
+    assert finding(store.store.check(), "redis info").level == "warning"
+    assert isinstance(store.store, RedisStore)
     with pytest.raises(NotAuthorisedError):
-        store.memory()
-    other = RedisStore(store._settings, NAMESPACE + "-other", "0" * 16)
+        store.store.memory()
+    other = Owner(RedisStore(store.store._settings, NAMESPACE + "-other", "0" * 16))
     with pytest.raises(NotAuthorisedError, match=r"~\{fraud-other:\*"):
-        other.load_rows([other.row_key(0, "account", "a")], {})
+        other.load_rows([other.row_key(0, "account", "a")])
     with pytest.raises(NotAuthorisedError):
         other.write_rows({other.row_key(0, "account", "a"): row(1)})
 
@@ -168,18 +173,18 @@ def test_a_user_restricted_to_the_namespace_can_do_everything(private: PrivateRe
     [
         ("-set", lambda store, key: store.write_rows({key: row(1)})),
         ("-evalsha", lambda store, key: store.write_rows({key: row(1)})),
-        ("-mget", lambda store, key: store.load_rows([key], {})),
+        ("-mget", lambda store, key: store.load_rows([key])),
     ],
 )
 def test_a_missing_right_is_named(
-    private: PrivateRedis, missing: str, refused: Callable[[RedisStore, bytes], object]
+    private: PrivateRedis, missing: str, refused: Callable[[Owner, bytes], object]
 ) -> None:
     private.client().execute_command("ACL", "SETUSER", "worker", "on", f">{PASSWORD}", "+@all", "~*", missing)
     store = store_of(private, f"worker:{PASSWORD}@")
     with pytest.raises(NotAuthorisedError, match="@scripting"):
         refused(store, store.row_key(0, "account", "a"))
     if missing != "-mget":
-        assert finding(store.check(), "redis rights").level == "error"
+        assert finding(store.store.check(), "redis rights").level == "error"
 
 
 def test_a_server_that_is_gone_is_unavailable_and_found_again(private: PrivateRedis) -> None:
@@ -189,9 +194,10 @@ def test_a_server_that_is_gone_is_unavailable_and_found_again(private: PrivateRe
         with pytest.raises(UnavailableError) as caught:
             call()
         assert PASSWORD not in str(caught.value)
-    assert [each.level for each in store.check()] == ["error"]
+    assert [each.level for each in store.store.check()] == ["error"]
     private.start()
     private.client().execute_command("ACL", "SETUSER", "user", "on", f">{PASSWORD}", "+@all", "~*")
+    store.claim(0)
     assert store.write_rows({store.row_key(0, "account", "a"): row(1)}) == 1
 
 
@@ -201,12 +207,12 @@ def test_a_broken_connection_is_replaced_within_the_call(private: PrivateRedis) 
     for offset in range(1, 4):
         private.client().client_kill_filter(_type="normal", skipme=True)
         assert store.write_rows({key: row(offset)}) == 1
-        assert store.load_rows([key], {}) == [row(offset)]
+        assert store.load_rows([key]) == [row(offset)]
 
 
 def test_a_server_that_hangs_is_unavailable_after_three_tries(private: PrivateRedis) -> None:
     store = store_at(f"redis://127.0.0.1:{private.port}/0")
-    store.write_checkpoint(0, None, Checkpoint(1, 0))
+    store.write_checkpoint(0, Checkpoint(1, 0))
     private.process.send_signal(signal.SIGSTOP)
     try:
         started = time.monotonic()
@@ -216,7 +222,7 @@ def test_a_server_that_hangs_is_unavailable_after_three_tries(private: PrivateRe
     finally:
         private.process.send_signal(signal.SIGCONT)
     # No answer of the abandoned question may be taken for the next one's.
-    assert store.load_rows([store.row_key(0, "account", "a")], {0: Checkpoint(1, 0)}) == [None]
+    assert store.load_rows([store.row_key(0, "account", "a")], [0]) == [None]
     assert store.load_checkpoint(0) == Checkpoint(1, 0)
 
 
@@ -230,7 +236,7 @@ def test_a_server_that_still_loads_its_data_is_unavailable(private: PrivateRedis
     store = store_of(private)
     with pytest.raises(UnavailableError, match="loading"):
         store.load_checkpoint(0)
-    assert "loading" in store.check()[0].message
+    assert "loading" in store.store.check()[0].message
 
 
 def test_a_read_only_replica_is_unavailable(private: PrivateRedis) -> None:
@@ -245,10 +251,10 @@ def test_keys_of_another_kind_are_fatal_not_silent(private: PrivateRedis) -> Non
     private.client().rpush(key, "x")
     with pytest.raises(FatalError, match="WRONGTYPE"):
         store.write_rows({key: row(1)})
-    store.write_checkpoint(0, None, Checkpoint(1, 0))
-    (checkpoint,) = private.client().scan_iter(match="*checkpoint")
-    private.client().set(checkpoint, "what is this")
-    with pytest.raises(FatalError, match="checkpoint"):
+    store.write_checkpoint(0, Checkpoint(1, 0))
+    (head,) = private.client().scan_iter(match="*head")
+    private.client().set(head, "what is this")
+    with pytest.raises(FatalError, match="head"):
         store.load_checkpoint(0)
 
 
@@ -256,9 +262,9 @@ def test_rows_and_copies_expire_and_the_checkpoint_does_not(private: PrivateRedi
     store = store_of(private, row_ttl_days=40)
     store.write_rows({store.row_key(0, "account", "a"): row(1)})
     store.publish_copies("merchant", 0, {"m": row(1)})
-    store.write_checkpoint(0, None, Checkpoint(1, 0))
+    store.write_checkpoint(0, Checkpoint(1, 0))
     times = {key.rpartition(b"}:")[2].split(b":")[0]: private.client().ttl(key) for key in private.client().scan_iter()}
-    assert times[b"checkpoint"] == -1
+    assert times[b"head"] == times[b"epochs"] == -1
     for kind in (b"row", b"copy"):
         assert 39 * 86_400 < times[kind] <= 40 * 86_400
 
@@ -272,13 +278,13 @@ def test_no_command_crosses_the_slots_of_a_cluster(private: PrivateRedis) -> Non
     store = store_of(private)
     keys = [store.row_key(number % 5, "account", str(number)) for number in range(200)]
     assert store.write_rows({key: row(1) for key in keys}) == 200
-    assert store.load_rows(keys, dict.fromkeys(range(5))) == [row(1)] * 200
+    assert store.load_rows(keys, range(5)) == [row(1)] * 200
     for call in every_call(store):
         call()
     copies = {str(number): row(1) for number in range(200)}
     store.publish_copies("merchant", 4, copies)
     assert store.read_copies("merchant", list(copies)) == [{4: row(1)}] * 200
-    assert finding(store.check(), "redis cluster").level == "ok"
+    assert finding(store.store.check(), "redis cluster").level == "ok"
     client.execute_command("CLUSTER", "DELSLOTSRANGE", 0, 16383)
     with pytest.raises(UnavailableError):
         store.load_checkpoint(0)
@@ -289,20 +295,20 @@ def test_findings_of_a_server_set_up_well_and_badly(private: PrivateRedis) -> No
     client.config_set("maxmemory", "100mb")
     client.config_set("appendonly", "yes")
     store = store_of(private, key_secret=SecretStr("own secret"))
-    assert store.memory().limit_bytes == 100 * 2**20
-    assert {each.level for each in store.check()} == {"ok"}
+    assert store.store.memory().limit_bytes == 100 * 2**20
+    assert {each.level for each in store.store.check()} == {"ok"}
     client.config_set("maxmemory-policy", "allkeys-lru")
     client.config_set("appendonly", "no")
-    strict = store_of(private, require_persistence=True).check()
+    strict = store_of(private, require_persistence=True).store.check()
     assert finding(strict, "redis eviction").level == finding(strict, "redis persistence").level == "error"
-    lax = store_of(private, require_noeviction=False).check()
+    lax = store_of(private, require_noeviction=False).store.check()
     assert finding(lax, "redis eviction").level == finding(lax, "redis persistence").level == "warning"
     assert finding(lax, "redis key secret").level == "warning"
     client.config_set("save", "60 1000")
-    assert finding(store.check(), "redis persistence").level == "ok"
+    assert finding(store.store.check(), "redis persistence").level == "ok"
     client.config_set("maxmemory", "0")
     assert "noeviction" in finding(lax, "redis eviction").remedy
-    assert finding(store.check(), "redis memory").level == "warning"
+    assert finding(store.store.check(), "redis memory").level == "warning"
 
 
 @pytest.mark.parametrize("url", ["redis://:pa:ss@h:x/", "http://h", f"redis://h?{PASSWORD}=1&no_such_option=2"])
@@ -347,7 +353,7 @@ def test_tls_with_a_client_certificate(tls: PrivateRedis, certificate: tuple[Pat
 
 def test_an_interrupt_between_question_and_answer_leaves_no_answer_behind(private: PrivateRedis) -> None:
     store = store_of(private)
-    store.write_checkpoint(0, None, Checkpoint(1, 0))
+    store.write_checkpoint(0, Checkpoint(1, 0))
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -362,7 +368,7 @@ def test_an_interrupt_between_question_and_answer_leaves_no_answer_behind(privat
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         os.kill(private.process.pid, signal.SIGCONT)
-    assert store.load_rows([store.row_key(0, "account", "a")], {0: Checkpoint(1, 0)}) == [None]
+    assert store.load_rows([store.row_key(0, "account", "a")], [0]) == [None]
 
 
 def test_a_server_with_too_many_clients_is_unavailable(private: PrivateRedis) -> None:

@@ -45,6 +45,7 @@ FAULT_POINTS = (
     "flush:after_entities",
     "flush:after",
     "restore:after_step",
+    "restore:after_claim",
 )
 
 

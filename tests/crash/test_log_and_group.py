@@ -83,7 +83,8 @@ def test_a_log_cut_between_the_checkpoint_and_the_commit(clock: ManualClock, pol
         clock.advance_ms(100)
     assert cluster.committed()["transactions", 0] == 36
     cluster.broker.delete_before(TopicPartition(TOPICS.transactions, 0), 20)
-    cluster.server.checkpoints.update(dict.fromkeys(cluster.server.checkpoints, Checkpoint(8, 0)))
+    older = {name: head.written(Checkpoint(8, 0)) for name, head in cluster.server.heads.items()}
+    cluster.server.heads.update(older)
     cluster.publish(Chunk(tuple(traffic.event() for _ in range(6))))
     worker = cluster.worker("w0")
     if policy == "refuse":

@@ -24,7 +24,7 @@ def test_a_store_that_lost_data_is_rebuilt(clock: ManualClock, lost: str) -> Non
     server = cluster.server
     losses: dict[str, Callable[[], object]] = {
         "everything": server.flush_all,
-        "checkpoints": server.checkpoints.clear,
+        "checkpoints": server.heads.clear,
         "a while": lambda: server.restore(kept[0]),
         "a flush": lambda: server.restore(kept[1]),
     }

@@ -361,15 +361,16 @@ def test_state_is_dropped_for_the_partitions_asked_for(
     store = MemoryStore("riskstream", stream.app.load_domain(Settings()).spec_id)
     monkeypatch.setattr(stream.app, "open_store", lambda settings, domain: store)
     for number in range(3):
-        store.write_checkpoint(number, None, Checkpoint(5, 0))
+        store.write_checkpoint(number, store.claim(number, "riskstream-w0", 0), Checkpoint(5, 0))
     refused = shell("state", "rebuild", "--partition", "7", "--yes")
     assert refused.code == 2
     document = shell("state", "rebuild", "--partition", "1", "--yes", "--json").document
     assert document["dropped_keys"] == {"1": 1}
-    assert [store.load_checkpoint(number) is None for number in range(3)] == [False, True, False]
+    heads = [store.load_head(number) for number in range(3)]
+    assert [head is not None and head.checkpoint for head in heads] == [Checkpoint(5, 0), None, Checkpoint(5, 0)]
     monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115
     assert shell("state", "rebuild").code == 1
-    assert store.load_checkpoint(0) == Checkpoint(5, 0)
+    assert store.load_head(0) == heads[0]
 
 
 # --- files

@@ -69,7 +69,7 @@ def test_the_limit_leaves_room_for_a_turn_and_for_the_longest_names() -> None:
 
 
 def test_a_commit_says_where_both_inputs_stand() -> None:
-    partition = Partition(3, Phase.RUNNING, Checkpoint(9, 4), Checkpoint(5, 2), [(5, 3), (7, 4)], Checkpoint(5, 2), 77)
+    partition = Partition(3, Phase.RUNNING, Checkpoint(9, 4), None, [(5, 3), (7, 4)], Checkpoint(5, 2), 77)
     transactions, labels = partition.committed("group-w0")
     assert (transactions.offset, labels.offset) == (9, 4)
     assert CommitNote.decode(transactions.metadata) == CommitNote("group-w0", Checkpoint(5, 2), ((5, 3), (7, 4)), 77)
@@ -77,9 +77,9 @@ def test_a_commit_says_where_both_inputs_stand() -> None:
 
 
 def test_after_a_flush_the_note_begins_anew() -> None:
-    partition = Partition(0, Phase.RUNNING, Checkpoint(9, 4), Checkpoint(5, 2), [(5, 3)], Checkpoint(5, 2), 77)
+    partition = Partition(0, Phase.RUNNING, Checkpoint(9, 4), None, [(5, 3)], Checkpoint(5, 2), 77)
     partition.flushed()
-    assert (partition.checkpoint, partition.base, partition.pairs) == ((9, 4), (9, 4), [])
+    assert (partition.base, partition.pairs) == ((9, 4), [])
     assert partition.cold_until_ms == 77, "a flush does not bring history back"
 
 

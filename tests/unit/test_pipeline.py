@@ -63,7 +63,8 @@ class Bench:
         self.flushes = 0
 
     def share(self, transactions: Sequence[Item], labels: Sequence[Item] = (), number: int = 0) -> Share:
-        partition = Partition(number, Phase.RUNNING, Checkpoint(0, 0))
+        head = self.store.load_head(number) or self.store.claim(number, "turn-w0", 0)
+        partition = Partition(number, Phase.RUNNING, Checkpoint(0, 0), head)
         return Share(partition, list(records_of(labels, 0, number)), list(records_of(transactions, 0, number)))
 
     def run(self, *shares: Share) -> TurnResult:

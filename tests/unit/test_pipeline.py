@@ -268,8 +268,8 @@ def test_labels_past_the_limit_hold_up_all_transactions(traffic: Traffic) -> Non
 
 def test_a_store_that_is_away_leaves_the_turn_undone(traffic: Traffic) -> None:
     bench = Bench(FormulaScorer())
-    bench.store.server.available = False
     share = bench.share([traffic.event("a")])
+    bench.store.server.available = False
     with pytest.raises(UnavailableError):
         bench.run(share)
     assert len(share.records) == 1

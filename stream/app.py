@@ -127,7 +127,8 @@ def build_worker(
     for role, named in zip((CHAMPION, *CHALLENGERS), (scorer, *challengers), strict=False):
         if named is not None:
             of = named.manifest
-            metrics.set_model(role, of.name, of.version, domain.spec_id, review_by_ms=of.review_by_ms)
+            rate = of.thresholds.review_rate
+            metrics.set_model(role, of.name, of.version, domain.spec_id, review_by_ms=of.review_by_ms, alert_rate=rate)
     return Worker(settings, client, keeper, turn, restorer, metrics, clock, model_changes=model_changes, fault=fault)
 
 

@@ -6,18 +6,13 @@ No account, card, address or event id may be the value of a label: labels are sm
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
+from collections.abc import Callable, Sequence
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
+
+from stream.instruments import BulkHistogram, StageTimer
 
 LATENCY_BOUNDS_S = (
     *(0.001, 0.0015, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07),
@@ -32,69 +27,9 @@ BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 10_000)
 
 STAGES = ("poll", "decode", "load", "fold", "score", "decide", "encode", "produce", "commit", "flush")
 OUTCOMES = ("scored", "duplicate", "dead_letter")
-
-
-class BulkHistogram(Collector):
-    """A histogram that takes a whole array at once: a few microseconds per batch instead of one per event.
-
-    Same exposition as prometheus_client's Histogram. Values that are not finite are left out. Safe to
-    observe in one thread while another collects.
-    """
-
-    def __init__(self, name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._bounds = np.asarray(bounds, dtype=np.float64)
-        if self._bounds.size == 0 or not np.all(np.diff(self._bounds) > 0):
-            raise ValueError(f"{name}: the bounds of a histogram must rise")
-        self._labels = [*map(floatToGoString, self._bounds), "+Inf"]
-        self._counts = np.zeros(self._bounds.size + 1, dtype=np.int64)
-        self._sum = 0.0
-        self._lock = threading.Lock()
-        registry.register(self)
-
-    def observe(self, values: ArrayLike) -> None:
-        """Counts every value of an array of any shape."""
-        flat: NDArray[np.float64] = np.asarray(values, dtype=np.float64).ravel()
-        finite = np.isfinite(flat)
-        if not finite.all():
-            flat = flat[finite]
-        places = np.searchsorted(self._bounds, flat, side="left")
-        counts = np.bincount(places, minlength=self._counts.size)
-        total = float(flat.sum())
-        with self._lock:
-            self._counts += counts
-            self._sum += total
-
-    def describe(self) -> Iterator[Metric]:
-        yield HistogramMetricFamily(self._name, self._documentation)
-
-    def collect(self) -> Iterator[Metric]:
-        with self._lock:
-            cumulative, total = np.cumsum(self._counts).tolist(), self._sum
-        family = HistogramMetricFamily(self._name, self._documentation)
-        family.add_metric([], list(zip(self._labels, cumulative, strict=True)), total)
-        yield family
-
-
-class StageTimer:
-    """Adds the wall and CPU time of a `with` block to one stage. Not reentrant."""
-
-    __slots__ = ("_cpu", "_cpu_clock", "_cpu_start", "_wall", "_wall_clock", "_wall_start")
-
-    def __init__(self, wall: Histogram, cpu: Counter, wall_clock: Callable[[], float], cpu_clock: Callable[[], float]):
-        self._wall, self._wall_clock = wall, wall_clock
-        self._cpu, self._cpu_clock = cpu, cpu_clock
-        self._wall_start = self._cpu_start = 0.0
-
-    def __enter__(self) -> None:
-        self._wall_start, self._cpu_start = self._wall_clock(), self._cpu_clock()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._cpu.inc(max(0.0, self._cpu_clock() - self._cpu_start))
-        self._wall.observe(self._wall_clock() - self._wall_start)
+MODEL_ROLES = ("champion", "challenger-1", "challenger-2", "challenger-3")
+DECISIONS = ("approve", "review", "decline")
+FLAGS = ("late", "saturated", "no_rate", "cold", "degraded", "rules_only", "shared")
 
 
 class Metrics:
@@ -111,11 +46,13 @@ class Metrics:
     ) -> None:
         self.registry = registry
         self._gaps: dict[int, int] = {}
-        self._reviews: set[tuple[str, str]] = set()
+        self._model_labels: dict[tuple[Gauge, str], str] = {}
         self._declare_events()
         self._declare_time()
         self._declare_state()
         self._declare_surroundings()
+        self._declare_models()
+        self._begin_at_zero()
         self._stages = {
             stage: StageTimer(
                 self.stage_seconds.labels(stage), self.stage_cpu_seconds.labels(stage), wall_clock, cpu_clock
@@ -162,19 +99,30 @@ class Metrics:
         self._gaps[partition] = self._gaps.get(partition, 0) + read - scored - duplicates - dead_letters
         self.identity_gap.labels(label).set(self._gaps[partition])
 
-    def set_model(self, role: str, name: str, version: str, spec_id: str, *, review_by_ms: int | None = None) -> None:
+    def set_model(
+        self,
+        role: str,
+        name: str,
+        version: str,
+        spec_id: str,
+        *,
+        review_by_ms: int | None = None,
+        alert_rate: float | None = None,
+    ) -> None:
         """`role` is champion, or challenger-1 to challenger-3; empty names: nobody has it.
 
-        `review_by_ms`: the manifest's, None without one.
+        `review_by_ms` and `alert_rate` (expected share of suspicious events): the manifest's, None without one.
         """
         self.model.labels(role).info({"name": name, "version": version, "spec_id": spec_id})
-        for known in [where for where in self._reviews if where[0] == role]:
-            self.model_review_by.remove(*known)
-            self._reviews.discard(known)
-        if review_by_ms is not None:
-            where = (role, f"{name}@{version}")
-            self.model_review_by.labels(*where).set(review_by_ms / 1000)
-            self._reviews.add(where)
+        label = f"{name}@{version}"
+        seconds = None if review_by_ms is None else review_by_ms / 1000
+        for gauge, value in ((self.model_review_by, seconds), (self.expected_alert_rate, alert_rate)):
+            former = self._model_labels.pop((gauge, role), None)
+            if former is not None:
+                gauge.remove(role, former)
+            if value is not None:
+                gauge.labels(role, label).set(value)
+                self._model_labels[gauge, role] = label
 
     def forget_partition(self, partition: int, topics: Sequence[str]) -> None:
         """Removes the gauges of a partition that another worker has now; counters stay."""
@@ -393,6 +341,14 @@ class Metrics:
             "Turns whose transaction was aborted and whose partitions were restored. A few at a rebalance are "
             "normal; a steady rate: check the brokers and kafka.transaction_timeout_ms.",
         )
+        self.rebalances = self._counter(
+            "rebalances",
+            "Rebalance callbacks by kind: assigned, revoked, lost. Any lost: the worker missed its session; its "
+            "turns are too long or it was paused. Frequent: give each worker a stable kafka.worker_id.",
+            ["kind"],
+        )
+
+    def _declare_models(self) -> None:
         self.model_failures = self._counter(
             "model_failures",
             "Times that a model raised or gave NaN and was replaced by the one before it, or by rules only. Any: read "
@@ -422,12 +378,6 @@ class Metrics:
             "difference. A jump: one of the two has drifted.",
             ["role"],
         )
-        self.rebalances = self._counter(
-            "rebalances",
-            "Rebalance callbacks by kind: assigned, revoked, lost. Any lost: the worker missed its session; its "
-            "turns are too long or it was paused. Frequent: give each worker a stable kafka.worker_id.",
-            ["kind"],
-        )
         self.model = Info(
             "riskstream_model",
             "The models that score, by role (champion, challenger). None: rules only; see scoring.bundle and the log "
@@ -441,3 +391,23 @@ class Metrics:
             "compare `riskstream quality --once` with the bundle's report, then train anew or set a new date.",
             ["role", "model"],
         )
+        self.expected_alert_rate = self._gauge(
+            "model_expected_alert_ratio",
+            "Share of events that the bundle's thresholds made suspicious when it was validated. The share of "
+            "riskstream_alerts_total far from it: the input has changed, or the policy has thresholds of its own.",
+            ["role", "model"],
+        )
+
+    def _begin_at_zero(self) -> None:
+        """Counters that alerts watch exist from the start: a first increase from nothing is not seen as one."""
+        for counter, values in (
+            (self.redis_errors, ("unavailable", "not_authorised", "state_lost")),
+            (self.labels, ("folded", "duplicate", "dead_letter")),
+            (self.model_refusals, MODEL_ROLES),
+            (self.rebalances, ("assigned", "revoked", "lost")),
+            (self.flags, FLAGS),
+            (self.decisions, DECISIONS),
+            (self.alerts, DECISIONS[1:]),
+        ):
+            for value in values:
+                counter.labels(value)

@@ -88,9 +88,14 @@ class Turn:
             self._pipeline.lineup.apply(change)
             manifest = change.scorer.manifest if change.scorer is not None else None
             label, version = (manifest.name, manifest.version) if manifest is not None else ("", "")
-            review_by_ms = manifest.review_by_ms if manifest is not None else None
-            spec_id = self._pipeline.domain.spec_id
-            self._metrics.set_model(change.role, label, version, spec_id, review_by_ms=review_by_ms)
+            self._metrics.set_model(
+                change.role,
+                label,
+                version,
+                self._pipeline.domain.spec_id,
+                review_by_ms=manifest.review_by_ms if manifest is not None else None,
+                alert_rate=manifest.thresholds.review_rate if manifest is not None else None,
+            )
             self._metrics.model_changes.labels(change.role).inc()
             model = manifest.label if manifest is not None else None
             self._log.info("model changed", role=change.role, model=model, from_ms=change.from_ms)

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
 
-from stream.metrics import LATENCY_BOUNDS_S, OUTCOMES, SCORE_BOUNDS, STAGES, BulkHistogram, Metrics
+from stream.instruments import BulkHistogram
+from stream.metrics import (
+    DECISIONS,
+    FLAGS,
+    LATENCY_BOUNDS_S,
+    MODEL_ROLES,
+    OUTCOMES,
+    SCORE_BOUNDS,
+    STAGES,
+    Metrics,
+)
 
 
 @pytest.fixture
@@ -206,6 +216,26 @@ def test_a_model_has_one_review_date(metrics: Metrics, registry: CollectorRegist
     ]
     metrics.set_model("champion", "lstm", "3", "abc")
     assert len(dates()) == 1
+
+
+def test_the_closed_sets_are_those_of_the_records() -> None:
+    from stream.events import records
+    from stream.scoring.lineup import CHALLENGERS, CHAMPION
+
+    assert tuple(map(str, records.DECISIONS)) == DECISIONS
+    assert {*map(str, records.Flag), "shared"} == set(FLAGS)
+    assert (CHAMPION, *CHALLENGERS) == MODEL_ROLES
+
+
+def test_counters_that_alerts_watch_begin_at_zero(metrics: Metrics, registry: CollectorRegistry) -> None:
+    lines = exposed(registry)
+    for line in (
+        'riskstream_redis_errors_total{kind="unavailable"} 0.0',
+        'riskstream_flags_total{flag="degraded"} 0.0',
+        'riskstream_labels_total{outcome="folded"} 0.0',
+        'riskstream_model_refusals_total{role="champion"} 0.0',
+    ):
+        assert line in lines
 
 
 def test_two_registries_do_not_disturb_each_other() -> None:

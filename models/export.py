@@ -19,18 +19,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.nets import OUTPUTS
+from models.nets.scoring import output_kinds
 from models.train import TrainedModel, plain_metrics, plain_options
 from stream.clock import Clock
 from stream.errors import ConfigError
 from stream.features.spec import Domain
 from stream.scoring import bundle
+from stream.scoring.reference import REFERENCE_FILE
 from stream.scoring.torchscript import LoadedProgram
 
 Inputs = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
 
-_KINDS = {name: "log_odds" if name == "log_odds" else "probability" for name in OUTPUTS}
 _ABSURD = 1e30
+
+REVIEW_AFTER_MS = 90 * 86_400_000
+"""A model that nobody has looked at for a quarter is due."""
 
 
 def export_bundle(
@@ -42,11 +45,13 @@ def export_bundle(
     version: str,
     command: str,
     clock: Clock,
+    review_by_ms: int | None = None,
     signature_key: bytes | None = None,
 ) -> bundle.Manifest:
     """Writes the bundle of `trained` as `directory`, which must not exist, and returns its manifest.
 
-    The folder appears complete and verified, or not at all. `command` is the line that made it. Blocks.
+    The folder appears complete and verified, or not at all. `command` is the line that made it; `review_by_ms`
+    is REVIEW_AFTER_MS from now unless given. Blocks.
     ConfigError when the folder exists; BundleRefused when what was made does not verify.
     """
     inputs = golden_inputs(trained.samples)
@@ -55,6 +60,7 @@ def export_bundle(
         bundle.MODEL_FILE: program,
         bundle.TWIN_FILE: export_twin(trained.net, inputs),
         bundle.GOLDEN_FILE: golden_file(program, inputs),
+        REFERENCE_FILE: trained.reference.content(),
     }
     training = {
         "fingerprint": trained.dataset_fingerprint,
@@ -74,15 +80,16 @@ def export_bundle(
         "name": name,
         "version": version,
         "created_ms": clock.now_ms(),
+        "review_by_ms": clock.now_ms() + REVIEW_AFTER_MS if review_by_ms is None else review_by_ms,
         "domain": domain.name,
         "spec_id": domain.spec_id,
         "spec": domain.canonical(),
-        "architecture": trained.net.name,
+        "architecture": trained.options.net.architecture,
         "torch_version": torch.__version__,
         "sequence_length": domain.sequence_length,
         "step_columns": trained.step_columns,
         "aggregate_columns": trained.aggregate_columns,
-        "outputs": [{"name": output, "kind": kind} for output, kind in _KINDS.items()],
+        "outputs": [{"name": output, "kind": kind} for output, kind in output_kinds(trained.net.heads).items()],
         "calibration": trained.calibration.model_dump(),
         "thresholds": trained.thresholds.model_dump(),
         "bands": [band.model_dump() for band in trained.bands],

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
+from models.checkpoint import NO_CHECKPOINT, Checkpoint, Weights
 from models.dataset import FRAUD
-from models.nets import RiskNet
 
 Index = NDArray[np.int64]
 
@@ -28,8 +29,8 @@ _WATCHED_GENUINE = 30_000
 class FitOptions:
     """How a net is trained. The defaults suit fraud rates of 0.1 to 5 percent."""
 
-    epochs: int = 8
-    patience: int = 3
+    epochs: int = 12
+    patience: int = 4
     """Epochs without a better validation average precision before stopping."""
     batch_size: int = 512
     learning_rate: float = 3e-3
@@ -40,6 +41,10 @@ class FitOptions:
     """An epoch draws at least so many genuine events, if there are."""
     branch_weight: float = 0.3
     """Weight of each branch's own loss: it keeps both branches useful by themselves."""
+    loss: Literal["bce", "focal"] = "bce"
+    """focal: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, with gamma 2."""
+    average_decay: float = 0.995
+    """What is kept is a moving average of the weights over the steps, with this decay; 0: the weights as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,10 @@ class Tensors:
         """(B, 1) float32, 1 for fraud."""
         return self.fraud[torch.from_numpy(index).to(self.fraud.device)].unsqueeze(1)
 
+    def is_fraud(self, index: Index) -> NDArray[np.bool_]:
+        """(B,)"""
+        return (self.targets(index).squeeze(1) == FRAUD).cpu().numpy()
+
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
@@ -85,97 +94,189 @@ class Fitted:
     best_epoch: int
     epochs: int
     average_precision: float
+    """Of the best epoch on the validation events; NaN without any."""
     genuine_share: float
     """Of the genuine training events, the share that an epoch drew: log of it is the shift of the prior."""
 
 
-def predict(net: RiskNet, tensors: Tensors, index: Index) -> NDArray[np.float32]:
-    """(N, 3) raw log-odds of these events, by the net in its evaluation mode."""
+def predict(net: nn.Module, tensors: Tensors, index: Index) -> NDArray[np.float32]:
+    """(N, heads) raw log-odds of these events, by the net in its evaluation mode."""
     was_training = net.training
     net.eval()
     with torch.inference_mode():
-        parts = [net.raw(*tensors.batch(part)).cpu().numpy() for part in _batches(index, _PREDICT_BATCH)]
+        parts = [net(*tensors.batch(part)).float().cpu().numpy() for part in batches(index, _PREDICT_BATCH)]
     net.train(was_training)
     return np.concatenate(parts)
 
 
-def fit(
-    net: RiskNet,
-    tensors: Tensors,
-    train: Index,
-    validation: Index,
-    *,
-    options: FitOptions,
-    random: np.random.Generator,
-    listener: ProgressListener,
-) -> Fitted:
-    """Trains `net` in place and leaves it with the weights of its best epoch. Repeats exactly on one CPU thread."""
-    fraud = _is_fraud(tensors, train)
-    frauds, genuine = train[fraud], train[~fraud]
-    drawn = min(len(genuine), max(options.epoch_events, options.genuine_per_fraud * len(frauds)))
-    per_epoch = math.ceil((len(frauds) + drawn) / options.batch_size)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=options.learning_rate, total_steps=per_epoch * options.epochs, pct_start=0.15
-    )
-    watched, weight = _watched(tensors, validation, random)
-    best, best_epoch, weights = -1.0, 0, copy.deepcopy(net.state_dict())
-    figures: dict[str, float] = {}
-    epoch = 0
-    for epoch in range(1, options.epochs + 1):
-        index = random.permutation(np.concatenate([frauds, random.choice(genuine, drawn, replace=False)]))
+class Fit:
+    """One fit of one net. `run` trains it in place and leaves it with its best weights."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        tensors: Tensors,
+        train: Index,
+        validation: Index | None,
+        *,
+        options: FitOptions,
+        seed: tuple[int, ...],
+        listener: ProgressListener,
+        stage: str = "train",
+        stop_after: int | None = None,
+        checkpoint: Checkpoint = NO_CHECKPOINT,
+    ) -> None:
+        """Without `validation` the weights after `stop_after` epochs are kept. Repeats exactly on one CPU thread."""
+        self._net, self._tensors, self._options, self._listener = net, tensors, options, listener
+        self._stage, self._seed, self._checkpoint = stage, seed, checkpoint
+        self._last_epoch = options.epochs if stop_after is None else stop_after
+        fraud = tensors.is_fraud(train)
+        self._frauds, self._genuine = train[fraud], train[~fraud]
+        self._drawn = min(len(self._genuine), max(options.epoch_events, options.genuine_per_fraud * len(self._frauds)))
+        self._per_epoch = math.ceil((len(self._frauds) + self._drawn) / options.batch_size)
+        self._optimizer = torch.optim.AdamW(
+            net.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer, options.learning_rate, total_steps=self._per_epoch * options.epochs, pct_start=0.15
+        )
+        self._precision = _MixedPrecision(tensors.steps.device)
+        self._average = copy.deepcopy(net)
+        self._watched = None if validation is None else _Watched.of(tensors, validation, (*seed, 0))
+
+    def run(self) -> Fitted:
+        """Trains. Blocks for seconds to minutes; goes on where its checkpoint stopped."""
+        best, best_epoch, weights, first, figures = self._resumed()
+        epoch = first - 1
+        for epoch in range(first, self._last_epoch + 1):
+            loss = self._epoch(epoch, figures)
+            score = float("nan") if self._watched is None else self._watched.score(self._average, self._tensors)
+            figures = {"epoch": epoch, "loss": loss}
+            figures |= {} if self._watched is None else {"validation_average_precision": score}
+            self._tell(epoch, 0, figures)
+            if self._watched is None or score > best:
+                best, best_epoch, weights = score, epoch, copy.deepcopy(self._average.state_dict())
+            stale = epoch - best_epoch >= self._options.patience
+            self._save(epoch, best, best_epoch, weights, figures, over=stale)
+            if stale:
+                break
+        self._net.load_state_dict(weights)
+        self._net.eval()
+        return Fitted(best_epoch, epoch, best, self._drawn / len(self._genuine))
+
+    def _epoch(self, epoch: int, figures: dict[str, float]) -> float:
+        """One pass; the mean loss. Seeded by its number, so that a resumed fit draws what it would have drawn."""
+        random = np.random.default_rng((*self._seed, epoch))
+        torch.manual_seed(int(random.integers(2**62)))
+        drawn = random.choice(self._genuine, self._drawn, replace=False)
+        index = random.permutation(np.concatenate([self._frauds, drawn]))
         losses = []
-        for done, part in enumerate(_batches(index, options.batch_size)):
-            losses.append(_step(net, tensors, part, optimizer, options.branch_weight))
-            schedule.step()
+        self._net.train()
+        for done, part in enumerate(batches(index, self._options.batch_size)):
+            losses.append(self._step(part, (epoch - 1) * self._per_epoch + done))
             if done % 8 == 0:
-                listener(Progress("train", (epoch - 1) * per_epoch + done, options.epochs * per_epoch, figures))
-        score = _watch(net, tensors, watched, weight)
-        figures = {"epoch": epoch, "loss": float(torch.stack(losses).mean()), "validation_average_precision": score}
-        listener(Progress("train", epoch * per_epoch, options.epochs * per_epoch, figures))
-        if score > best:
-            best, best_epoch, weights = score, epoch, copy.deepcopy(net.state_dict())
-        elif epoch - best_epoch >= options.patience:
-            break
-    net.load_state_dict(weights)
-    net.eval()
-    return Fitted(best_epoch, epoch, best, drawn / len(genuine))
+                self._tell(epoch - 1, done, figures)
+        return float(torch.stack(losses).mean())
+
+    def _step(self, index: Index, number: int) -> Tensor:
+        with self._precision.cast():
+            log_odds = self._net(*self._tensors.batch(index)).float()
+            losses = self._losses(log_odds, self._tensors.targets(index).expand_as(log_odds)).mean(dim=0)
+            loss: Tensor = losses[0] + self._options.branch_weight * losses[1:].sum()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._precision.step(loss, self._optimizer, self._net)
+        self._schedule.step()
+        # A young average follows quickly: after n steps it is that of about the last tenth of them.
+        decay = min(self._options.average_decay, (1 + number) / (10 + number)) if self._options.average_decay else 0.0
+        with torch.no_grad():
+            for mean, value in zip(self._average.parameters(), self._net.parameters(), strict=True):
+                mean.lerp_(value, 1.0 - decay)
+        return loss.detach()
+
+    def _losses(self, log_odds: Tensor, target: Tensor) -> Tensor:
+        losses = nn.functional.binary_cross_entropy_with_logits(log_odds, target, reduction="none")
+        if self._options.loss == "focal":
+            losses = losses * (target - torch.sigmoid(log_odds)).square()
+        return losses
+
+    def _tell(self, epochs: int, batch: int, figures: dict[str, float]) -> None:
+        done, total = epochs * self._per_epoch + batch, self._options.epochs * self._per_epoch
+        self._listener(Progress(self._stage, done, total, figures))
+
+    def _resumed(self) -> tuple[float, int, Weights, int, dict[str, float]]:
+        """Best score, its epoch and weights, the epoch to begin with, and the last one's figures."""
+        found = self._checkpoint.load()
+        if found is None:
+            return -1.0, 0, copy.deepcopy(self._net.state_dict()), 1, {}
+        self._net.load_state_dict(found.weights("net"))
+        self._average.load_state_dict(found.weights("average"))
+        found.restore_optimizer(self._optimizer)
+        facts = found.facts
+        self._schedule.last_epoch = facts["steps"]
+        for group, rate in zip(self._optimizer.param_groups, self._schedule.get_lr(), strict=True):
+            group["lr"] = rate
+        next_epoch = self._last_epoch + 1 if facts["over"] else facts["epoch"] + 1
+        return facts["best"], facts["best_epoch"], found.weights("best"), next_epoch, facts["figures"]
+
+    def _save(
+        self, epoch: int, best: float, best_epoch: int, weights: Weights, figures: dict[str, float], *, over: bool
+    ) -> None:
+        facts = {
+            "epoch": epoch,
+            "best": best,
+            "best_epoch": best_epoch,
+            "figures": figures,
+            "over": over,
+            "steps": self._schedule.last_epoch,
+        }
+        states = {"net": self._net.state_dict(), "average": self._average.state_dict(), "best": weights}
+        self._checkpoint.save(states, self._optimizer, facts)
 
 
-def _step(
-    net: RiskNet, tensors: Tensors, index: Index, optimizer: torch.optim.Optimizer, branch_weight: float
-) -> Tensor:
-    net.train()
-    log_odds = net.raw(*tensors.batch(index))
-    losses = nn.functional.binary_cross_entropy_with_logits(
-        log_odds, tensors.targets(index).expand_as(log_odds), reduction="none"
-    ).mean(dim=0)
-    loss = losses[0] + branch_weight * losses[1:].sum()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-    optimizer.step()
-    return loss.detach()
+class _MixedPrecision:
+    """bfloat16 on a GPU that has it, else float16 with scaled gradients; on the CPU float32, which is faster there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._type = torch.bfloat16 if self._cuda and torch.cuda.is_bf16_supported() else torch.float16
+        self._scaler = torch.amp.GradScaler("cuda", enabled=self._cuda and self._type is torch.float16)
+
+    def cast(self) -> AbstractContextManager[object]:
+        return torch.autocast("cuda", self._type) if self._cuda else nullcontext()
+
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, net: nn.Module) -> None:
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        self._scaler.step(optimizer)
+        self._scaler.update()
 
 
-def _watched(tensors: Tensors, validation: Index, random: np.random.Generator) -> tuple[Index, NDArray[np.float64]]:
+@dataclass(frozen=True, slots=True)
+class _Watched:
     """The events that early stopping looks at, and weights that give the genuine ones their true share."""
-    fraud = _is_fraud(tensors, validation)
-    genuine = validation[~fraud]
-    drawn = random.choice(genuine, min(len(genuine), _WATCHED_GENUINE), replace=False)
-    index = np.concatenate([validation[fraud], drawn])
-    return index, np.r_[np.ones(int(fraud.sum())), np.full(len(drawn), len(genuine) / len(drawn))]
+
+    index: Index
+    fraud: NDArray[np.bool_]
+    weight: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, tensors: Tensors, validation: Index, seed: tuple[int, ...]) -> _Watched:
+        fraud = tensors.is_fraud(validation)
+        genuine = validation[~fraud]
+        random = np.random.default_rng(seed)
+        drawn = random.choice(genuine, min(len(genuine), _WATCHED_GENUINE), replace=False)
+        frauds = int(fraud.sum())
+        index = np.concatenate([validation[fraud], drawn])
+        weight = np.r_[np.ones(frauds), np.full(len(drawn), len(genuine) / len(drawn))]
+        return cls(index, np.arange(len(index)) < frauds, weight)
+
+    def score(self, net: nn.Module, tensors: Tensors) -> float:
+        log_odds = predict(net, tensors, self.index)[:, 0]
+        return float(average_precision_score(self.fraud, log_odds, sample_weight=self.weight))
 
 
-def _watch(net: RiskNet, tensors: Tensors, index: Index, weight: NDArray[np.float64]) -> float:
-    log_odds = predict(net, tensors, index)[:, 0]
-    return float(average_precision_score(_is_fraud(tensors, index), log_odds, sample_weight=weight))
-
-
-def _is_fraud(tensors: Tensors, index: Index) -> NDArray[np.bool_]:
-    return (tensors.targets(index).squeeze(1) == FRAUD).cpu().numpy()
-
-
-def _batches(index: Index, size: int) -> Iterator[Index]:
+def batches(index: Index, size: int) -> Iterator[Index]:
+    """The index in pieces of at most `size`."""
     for start in range(0, len(index), size):
         yield index[start : start + size]

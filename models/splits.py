@@ -32,19 +32,22 @@ def known_by(dataset: TrainingSet, moment_ms: int, label_delay_ms: int) -> NDArr
     return known
 
 
-def split(dataset: TrainingSet, until_ms: int, label_delay_ms: int, validation_share: float) -> Split:
+def split(
+    dataset: TrainingSet, until_ms: int, label_delay_ms: int, validation_share: float, *, from_ms: int = 0
+) -> Split:
     """Validation: the last `validation_share` of the events known by `until_ms`. Train: what was known when it began.
 
-    So between the two lies a gap of one delay, as between training and use. ConfigError when either part
-    lacks fraud or genuine events.
+    So between the two lies a gap of one delay, as between training and use. Events before `from_ms` are in
+    neither. ConfigError when either part lacks fraud or genuine events.
     """
-    usable = known_by(dataset, until_ms, label_delay_ms)
+    recent = dataset.time_ms >= from_ms
+    usable = known_by(dataset, until_ms, label_delay_ms) & recent
     times = np.sort(dataset.time_ms[usable])
     if len(times) == 0:
         raise ConfigError("no event has a label that was known by the end of training: choose a later --until")
     start_ms = int(times[int(len(times) * (1.0 - validation_share))])
     validation = np.flatnonzero(usable & (dataset.time_ms >= start_ms))
-    train = np.flatnonzero(known_by(dataset, start_ms, label_delay_ms) & (dataset.time_ms < start_ms))
+    train = np.flatnonzero(known_by(dataset, start_ms, label_delay_ms) & (dataset.time_ms < start_ms) & recent)
     for part, index in (("training", train), ("validation", validation)):
         frauds = int((dataset.label[index] == FRAUD).sum())
         if frauds == 0 or frauds == len(index):

@@ -1,10 +1,17 @@
-"""Training: from a TrainingSet to a calibrated net with thresholds. `models.export` makes a bundle of the result."""
+"""Training: from a TrainingSet to a calibrated net with thresholds. `models.export` makes a bundle of the result.
+
+A member of the ensemble is trained twice. First on what was known when the validation period begins: that fit
+chooses the epoch, and its validation scores choose calibration, thresholds and every figure of the report. Then
+from scratch on all that is known, validation included, for as many epochs: that net is exported.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,19 +19,26 @@ import torch
 from numpy.typing import NDArray
 
 from models.calibrate import choose_thresholds, fit_platt, score_bands
+from models.checkpoint import Checkpoints
 from models.dataset import FRAUD, GENUINE, TrainingSet
 from models.evaluate import evaluate
-from models.fitting import FitOptions, Fitted, Index, Progress, ProgressListener, Tensors, fit, predict
-from models.nets import HEADS, ColumnStatistics, NetOptions, RiskNet
-from models.splits import Split, split
+from models.fitting import Fit, FitOptions, Fitted, Index, Progress, ProgressListener, Tensors, predict
+from models.importance import Importance, permutation_importance
+from models.nets.risknet import NetOptions, RiskNet
+from models.nets.scoring import ANOMALY, ScoringNet
+from models.reference import reference
+from models.splits import Split, known_by, split
+from models.statistics import Values, column_statistics, references
+from models.unsupervised import fit_autoencoder, pretrain
+from stream import __version__
 from stream.errors import ConfigError
 from stream.features.spec import Column
 from stream.scoring.bundle import Band, Calibration, Thresholds, nan_to_none
+from stream.scoring.reference import Reference
 
 _STATISTICS_ROWS = 100_000
 _SAMPLES = 40
-
-Values = NDArray[np.float16] | NDArray[np.float32]
+F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +50,8 @@ class TrainOptions:
     label_delay_ms: int
     alert_rate: float
     """Share of events that the review threshold may alert on."""
+    from_ms: int = 0
+    """Events before this teach nothing; features still know them."""
     validation_share: float = 0.2
     step_columns: tuple[str, ...] | None = None
     """Columns that the model reads, by name; None: all of the domain's."""
@@ -43,6 +59,14 @@ class TrainOptions:
     seed: int = 0
     threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    ensemble: int = 1
+    """Nets of different seeds, averaged in one bundle; each costs as much again per scored event."""
+    refit: bool = True
+    """Train once more on all that is known, validation included."""
+    anomaly: bool = False
+    """Add the component `anomaly`: the reconstruction error of an autoencoder, trained without labels."""
+    pretrain_epochs: int = 0
+    """Epochs of rebuilding masked columns, over all events, labelled or not, before the labels teach."""
     net: NetOptions = field(default_factory=NetOptions)
     fit: FitOptions = field(default_factory=FitOptions)
 
@@ -50,15 +74,27 @@ class TrainOptions:
         for name, value in (("alert_rate", self.alert_rate), ("validation_share", self.validation_share)):
             if not 0.0 < value < 1.0:
                 raise ConfigError(f"{name} must be between 0 and 1, not {value}")
-        if self.label_delay_ms < 0:
-            raise ConfigError(f"label_delay_ms must not be negative, not {self.label_delay_ms}")
+        for name, number in (("label_delay_ms", self.label_delay_ms), ("pretrain_epochs", self.pretrain_epochs)):
+            if number < 0:
+                raise ConfigError(f"{name} must not be negative, not {number}")
+        if self.ensemble < 1:
+            raise ConfigError(f"ensemble must be at least 1, not {self.ensemble}")
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What the model that had not seen them said of the validation events. Arrays are (V,)."""
+
+    index: Index
+    """Into the training set."""
+    probability: F64
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
     """A net on the CPU in evaluation mode, calibration inside, and what its manifest will say."""
 
-    net: RiskNet
+    net: ScoringNet
     dataset_fingerprint: str
     options: TrainOptions
     step_columns: tuple[str, ...]
@@ -74,6 +110,9 @@ class TrainedModel:
     train_frauds: int
     validation_events: int
     validation_frauds: int
+    validation: Validation
+    importance: Importance
+    reference: Reference
     samples: tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
     """steps, lengths, aggregates of some validation events: golden inputs."""
 
@@ -82,108 +121,229 @@ def silent(progress: Progress) -> None:
     """A listener that tells nobody."""
 
 
-def train(dataset: TrainingSet, options: TrainOptions, listener: ProgressListener = silent) -> TrainedModel:
+def train(
+    dataset: TrainingSet,
+    options: TrainOptions,
+    listener: ProgressListener = silent,
+    *,
+    checkpoint_folder: Path | None = None,
+) -> TrainedModel:
     """Trains, calibrates and chooses thresholds. Blocks for seconds to minutes.
 
     ConfigError when the history has too little, or a named column is not the domain's. The same data, options
-    and thread count give the same model on a CPU.
+    and thread count give the same model on a CPU. With a checkpoint folder an interrupted call goes on where it
+    stopped, if it is repeated with the same data and options; the folder is removed at the end.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
-            return _train(dataset, options, listener)
+            training = _Training(dataset, options, listener, checkpoint_folder)
+            return training.run()
     finally:
         torch.set_num_threads(threads)
 
 
-def _train(dataset: TrainingSet, options: TrainOptions, listener: ProgressListener) -> TrainedModel:
-    listener(Progress("prepare", 0, 1))
-    parts = split(dataset, options.until_ms, options.label_delay_ms, options.validation_share)
-    random = np.random.default_rng(options.seed)
-    step_columns, steps = _select(dataset.steps, dataset.domain.step_columns, options.step_columns, "step")
-    aggregate_columns, aggregates = _select(
-        dataset.aggregates, dataset.domain.aggregate_columns, options.aggregate_columns, "aggregate"
+class _Training:
+    """One call of `train`: what its stages share."""
+
+    def __init__(
+        self, dataset: TrainingSet, options: TrainOptions, listener: ProgressListener, folder: Path | None
+    ) -> None:
+        listener(Progress("prepare", 0, 1))
+        self._dataset, self._options, self._listener = dataset, options, listener
+        delay_ms = options.label_delay_ms
+        self._parts = split(dataset, options.until_ms, delay_ms, options.validation_share, from_ms=options.from_ms)
+        known = known_by(dataset, options.until_ms, delay_ms) & (dataset.time_ms >= options.from_ms)
+        self._known = np.flatnonzero(known)
+        self._columns, steps = _select(dataset.steps, dataset.domain.step_columns, options.step_columns, "step")
+        self._aggregate_columns, aggregates = _select(
+            dataset.aggregates, dataset.domain.aggregate_columns, options.aggregate_columns, "aggregate"
+        )
+        self._steps, self._aggregates = steps, np.ascontiguousarray(aggregates, np.float32)
+        self._tensors = to_device(steps, dataset, self._aggregates, options.device)
+        self._fingerprint = dataset.fingerprint()
+        self._checkpoints = Checkpoints(folder, _key(self._fingerprint, options))
+        listener(Progress("prepare", 1, 1))
+
+    def run(self) -> TrainedModel:
+        dataset, parts, options = self._dataset, self._parts, self._options
+        judged, exported, fits = self._members()
+        anomaly = None
+        if options.anomaly:
+            net = self._net(parts.train, 0)
+            anomaly = fit_autoencoder(
+                *net.statistics, self._tensors, self._unlabelled(parts.validation_from_ms), (options.seed, 2)
+            )
+        judge = ScoringNet(judged, judged[0].heads, anomaly)
+        scoring = ScoringNet(exported, judged[0].heads, anomaly)
+        self._listener(Progress("calibrate", 0, 1))
+        judge.to(self._tensors.steps.device)
+        log_odds = predict(_Raw(judge), self._tensors, parts.validation).astype(np.float64)
+        label = (dataset.label[parts.validation] == FRAUD).astype(np.int64)
+        calibration = self._calibrate(judge, scoring, log_odds, label, fits)
+        probability = _probability(log_odds, judge)
+        thresholds = choose_thresholds(probability[:, 0], label, options.alert_rate)
+        importance = self._importance(judge, label)
+        genuine = self._sampled(parts.train)
+        genuine = genuine[dataset.label[genuine] == GENUINE]
+        self._checkpoints.clear()
+        self._listener(Progress("calibrate", 1, 1))
+        return TrainedModel(
+            net=scoring.cpu().eval(),
+            dataset_fingerprint=self._fingerprint,
+            options=options,
+            step_columns=tuple(column.name for column in self._columns),
+            aggregate_columns=tuple(column.name for column in self._aggregate_columns),
+            calibration=calibration,
+            thresholds=thresholds,
+            bands=score_bands(probability[:, 0], thresholds),
+            step_references=references(self._steps[genuine], self._columns),
+            aggregate_references=references(self._aggregates[genuine], self._aggregate_columns),
+            metrics=_metrics(probability, label, judge.heads, thresholds, fits),
+            train_events=len(self._known if options.refit else parts.train),
+            train_frauds=int((dataset.label[self._known if options.refit else parts.train] == FRAUD).sum()),
+            validation_events=len(label),
+            validation_frauds=int(label.sum()),
+            validation=Validation(parts.validation, probability[:, 0]),
+            importance=importance,
+            reference=reference(
+                probability[:, 0],
+                self._aggregates[parts.validation],
+                self._aggregate_columns,
+                dataset.time_ms[parts.validation],
+                importance,
+            ),
+            samples=_samples(self._tensors, parts, options.seed),
+        )
+
+    def _members(self) -> tuple[list[RiskNet], list[RiskNet], list[tuple[Fitted, Fitted]]]:
+        """The nets that were validated, those that are exported, and how both fits of each went."""
+        judged, exported, fits = [], [], []
+        for member in range(self._options.ensemble):
+            net, fitted = self._fit(f"member {member + 1}", member, self._parts.train, self._parts.validation, None)
+            final, refitted = net, fitted
+            if self._options.refit:
+                stage = f"member {member + 1} refit"
+                final, refitted = self._fit(stage, member, self._known, None, fitted.best_epoch)
+            judged.append(net)
+            exported.append(final)
+            fits.append((fitted, refitted))
+        return judged, exported, fits
+
+    def _fit(
+        self, stage: str, member: int, index: Index, validation: Index | None, stop_after: int | None
+    ) -> tuple[RiskNet, Fitted]:
+        options = self._options
+        # torch seeds the weights, numpy the draws: both from seed and member, so that any stage repeats alone.
+        net = self._net(index, member)
+        checkpoint = self._checkpoints.stage(stage.replace(" ", "-"))
+        seed = (options.seed, member, int(validation is None))
+        if options.pretrain_epochs and checkpoint.load() is None:
+            moment = options.until_ms if validation is None else self._parts.validation_from_ms
+            pretrain(net, self._tensors, self._unlabelled(moment), options.pretrain_epochs, (*seed, 1), self._listener)
+        fitted = Fit(
+            net,
+            self._tensors,
+            index,
+            validation,
+            options=options.fit,
+            seed=seed,
+            listener=self._listener,
+            stage=stage,
+            stop_after=stop_after,
+            checkpoint=checkpoint,
+        ).run()
+        return net, fitted
+
+    def _net(self, index: Index, member: int) -> RiskNet:
+        sampled = self._sampled(index)
+        fraud = self._dataset.label[sampled] == FRAUD
+        knots = self._options.net.knots
+        torch.manual_seed(int(np.random.default_rng((self._options.seed, member)).integers(2**62)))
+        net = RiskNet(
+            column_statistics(self._steps[sampled], self._columns, fraud=fraud, knots=knots),
+            column_statistics(self._aggregates[sampled], self._aggregate_columns, fraud=fraud, knots=knots),
+            self._options.net,
+            self._dataset.domain.sequence_length,
+        )
+        return net.to(self._tensors.steps.device)
+
+    def _sampled(self, index: Index) -> Index:
+        """All frauds, and so many of the others that statistics of them take seconds at most."""
+        if len(index) <= _STATISTICS_ROWS:
+            return index
+        random = np.random.default_rng(self._options.seed)
+        drawn = random.choice(index, _STATISTICS_ROWS, replace=False)
+        return np.union1d(drawn, index[self._dataset.label[index] == FRAUD])
+
+    def _unlabelled(self, moment_ms: int) -> Index:
+        times = self._dataset.time_ms
+        return np.flatnonzero((times >= self._options.from_ms) & (times < moment_ms))
+
+    def _calibrate(
+        self,
+        judge: ScoringNet,
+        scoring: ScoringNet,
+        log_odds: F64,
+        label: NDArray[Any],
+        fits: list[tuple[Fitted, Fitted]],
+    ) -> Calibration:
+        """Fits every head on the validated nets' log-odds, and puts the result into both nets.
+
+        Drawing fewer genuine events shifted the prior, in each fit by its own share: that is undone first.
+        """
+        shifts = [float(np.log([pair[which].genuine_share for pair in fits]).mean()) for which in (0, 1)]
+        found: list[dict[str, tuple[float, float]]] = [{}, {}]
+        for position, head in enumerate(judge.heads):
+            own = [0.0, 0.0] if head == ANOMALY else shifts
+            slope, intercept = fit_platt(log_odds[:, position] + own[0], label)
+            for coefficients, shift in zip(found, own, strict=True):
+                coefficients[head] = (slope, intercept + slope * shift)
+        judge.calibrate(found[0])
+        scoring.calibrate(found[1])
+        return Calibration(method="platt", coefficients=found[1], events=len(label), frauds=int(label.sum()))
+
+    def _importance(self, judge: ScoringNet, label: NDArray[Any]) -> Importance:
+        return permutation_importance(
+            _Raw(judge),
+            self._tensors,
+            self._parts.validation,
+            label > 0,
+            step_groups=[column.group for column in self._columns],
+            aggregate_columns=self._aggregate_columns,
+            seed=self._options.seed,
+            listener=self._listener,
+        )
+
+
+class _Raw(torch.nn.Module):
+    """The log-odds before calibration of a ScoringNet, as `predict` reads a net."""
+
+    def __init__(self, net: ScoringNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.net.raw(*inputs)
+
+
+def to_device(steps: Values, dataset: TrainingSet, aggregates: Values, device: str) -> Tensors:
+    """The set as tensors; `device` auto takes a GPU if there is one."""
+    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    with_zeros = np.concatenate([steps, np.zeros((1, steps.shape[1]), steps.dtype)])
+    return Tensors(
+        steps=torch.from_numpy(with_zeros).to(chosen),
+        predecessors=torch.from_numpy(dataset.predecessors).to(chosen),
+        aggregates=torch.from_numpy(np.ascontiguousarray(aggregates, np.float32)).to(chosen),
+        fraud=torch.from_numpy((dataset.label == FRAUD).astype(np.float32)).to(chosen),
     )
-    sampled = parts.train
-    if len(sampled) > _STATISTICS_ROWS:
-        sampled = np.sort(random.choice(sampled, _STATISTICS_ROWS, replace=False))
-    net = RiskNet(
-        column_statistics(steps[sampled], step_columns),
-        column_statistics(aggregates[sampled], aggregate_columns),
-        options.net,
-    )
-    tensors = _to_device(steps, dataset, aggregates, options.device)
-    net.to(tensors.steps.device)
-    listener(Progress("prepare", 1, 1))
-    fitted = fit(net, tensors, parts.train, parts.validation, options=options.fit, random=random, listener=listener)
-    listener(Progress("calibrate", 0, 1))
-    log_odds = predict(net, tensors, parts.validation).astype(np.float64)
-    label = (dataset.label[parts.validation] == FRAUD).astype(np.int64)
-    calibration = _calibrate(net, log_odds, label, fitted)
-    probability = _probability(log_odds[:, 0], calibration.coefficients[HEADS[0]])
-    thresholds = choose_thresholds(probability, label, options.alert_rate)
-    genuine = sampled[dataset.label[sampled] == GENUINE]
-    listener(Progress("calibrate", 1, 1))
-    return TrainedModel(
-        net=net.cpu().eval(),
-        dataset_fingerprint=dataset.fingerprint(),
-        options=options,
-        step_columns=tuple(column.name for column in step_columns),
-        aggregate_columns=tuple(column.name for column in aggregate_columns),
-        calibration=calibration,
-        thresholds=thresholds,
-        bands=score_bands(probability, thresholds),
-        step_references=references(steps[genuine], step_columns),
-        aggregate_references=references(aggregates[genuine], aggregate_columns),
-        metrics=_metrics(log_odds, label, calibration, thresholds, fitted),
-        train_events=len(parts.train),
-        train_frauds=int((dataset.label[parts.train] == FRAUD).sum()),
-        validation_events=len(label),
-        validation_frauds=int(label.sum()),
-        samples=_samples(tensors, parts, random),
-    )
 
 
-def column_statistics(values: Values, columns: Sequence[Column]) -> ColumnStatistics:
-    """Mean and spread of each column of (N, C), over what is present, the outermost thousandth on each side cut off.
-
-    Where cutting leaves no spread (a flag that is rarely set) the plain spread counts.
-    """
-    mean, factor = np.zeros(len(columns), np.float32), np.zeros(len(columns), np.float32)
-    for position, column in enumerate(columns):
-        present = values[:, position].astype(np.float64)
-        present = present[np.isfinite(present)]
-        if column.cardinality or len(present) == 0:
-            continue
-        looked_at = np.log1p(np.maximum(present, 0.0)) if column.log else present
-        cut = np.clip(looked_at, *np.quantile(looked_at, (0.001, 0.999)))
-        spread = float(cut.std()) or float(looked_at.std())
-        mean[position], factor[position] = cut.mean(), 1.0 / spread if spread > 1e-6 else 0.0
-    missing = np.isnan(values).mean(axis=0).reshape(-1)
-    return ColumnStatistics(
-        log=np.array([column.log for column in columns]),
-        mean=mean,
-        factor=factor,
-        missing=(missing > 0) & (missing < 1),
-        cardinality=np.array([column.cardinality for column in columns], dtype=np.int64),
-    )
-
-
-def references(values: Values, columns: Sequence[Column]) -> dict[str, float | None]:
-    """The usual value of each column of (N, C): median, commonest code of a category, None if mostly missing."""
-    usual: dict[str, float | None] = {}
-    for position, column in enumerate(columns):
-        present = values[:, position].astype(np.float64)
-        present = present[np.isfinite(present)]
-        if len(present) * 2 < len(values) or len(present) == 0:
-            usual[column.name] = None
-        elif column.cardinality:
-            usual[column.name] = float(np.bincount(present.astype(np.int64)).argmax())
-        else:
-            usual[column.name] = float(np.median(present))
-    return usual
+def _key(fingerprint: str, options: TrainOptions) -> str:
+    """What a checkpoint must agree in to be gone on with."""
+    made_of = [fingerprint, plain_options(options), torch.__version__, __version__]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
 def _select(
@@ -200,47 +360,27 @@ def _select(
     return tuple(columns[position] for position in index), values[:, index]
 
 
-def _to_device(steps: Values, dataset: TrainingSet, aggregates: Values, device: str) -> Tensors:
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    with_zeros = np.concatenate([steps, np.zeros((1, steps.shape[1]), steps.dtype)])
-    return Tensors(
-        steps=torch.from_numpy(with_zeros).to(chosen),
-        predecessors=torch.from_numpy(dataset.predecessors).to(chosen),
-        aggregates=torch.from_numpy(np.ascontiguousarray(aggregates, np.float32)).to(chosen),
-        fraud=torch.from_numpy((dataset.label == FRAUD).astype(np.float32)).to(chosen),
-    )
-
-
-def _calibrate(net: RiskNet, log_odds: NDArray[np.float64], label: NDArray[Any], fitted: Fitted) -> Calibration:
-    """Fits every head, and puts the result into the net.
-
-    Drawing fewer genuine events shifted the prior: that is undone first.
-    """
-    shift = float(np.log(fitted.genuine_share))
-    coefficients = {}
-    for position, head in enumerate(HEADS):
-        slope, intercept = fit_platt(log_odds[:, position] + shift, label)
-        coefficients[head] = (slope, intercept + slope * shift)
-    net.calibrate(coefficients)
-    return Calibration(method="platt", coefficients=coefficients, events=len(label), frauds=int(label.sum()))
-
-
-def _probability(log_odds: NDArray[np.float64], coefficients: tuple[float, float]) -> NDArray[np.float64]:
-    return 1.0 / (1.0 + np.exp(-np.clip(log_odds * coefficients[0] + coefficients[1], -80.0, 80.0)))
+def _probability(log_odds: F64, net: ScoringNet) -> F64:
+    """(N, heads): calibrated as the net itself does it."""
+    slope, intercept = net.slope.cpu().numpy().astype(np.float64), net.intercept.cpu().numpy().astype(np.float64)
+    probability: F64 = 1.0 / (1.0 + np.exp(-np.clip(log_odds * slope + intercept, -80.0, 80.0)))
+    return probability
 
 
 def _metrics(
-    log_odds: NDArray[np.float64],
+    probability: F64,
     label: NDArray[Any],
-    calibration: Calibration,
+    heads: list[str],
     thresholds: Thresholds,
-    fitted: Fitted,
+    fits: list[tuple[Fitted, Fitted]],
 ) -> dict[str, float]:
-    metrics: dict[str, float] = {"best_epoch": fitted.best_epoch, "epochs": fitted.epochs}
-    for position, head in enumerate(HEADS):
-        probability = _probability(log_odds[:, position], calibration.coefficients[head])
-        figures = evaluate(probability, label, thresholds.review)
-        if head == HEADS[0]:
+    metrics: dict[str, float] = {
+        "best_epoch": float(np.mean([first.best_epoch for first, _ in fits])),
+        "epochs": float(np.mean([first.epochs for first, _ in fits])),
+    }
+    for position, head in enumerate(heads):
+        figures = evaluate(probability[:, position], label, thresholds.review)
+        if position == 0:
             metrics |= {f"validation_{name}": value for name, value in figures.items()}
         else:
             metrics[f"validation_{head}_average_precision"] = figures["average_precision"]
@@ -248,8 +388,9 @@ def _metrics(
 
 
 def _samples(
-    tensors: Tensors, parts: Split, random: np.random.Generator
+    tensors: Tensors, parts: Split, seed: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    random = np.random.default_rng(seed)
     chosen: Index = random.choice(parts.validation, min(_SAMPLES, len(parts.validation)), replace=False)
     steps, lengths, aggregates = tensors.batch(chosen)
     return steps.cpu().numpy(), lengths.cpu().numpy(), aggregates.cpu().numpy()

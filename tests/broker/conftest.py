@@ -61,7 +61,7 @@ def train_bundle(simulation: Simulation, folder: Path) -> None:
     from models.export import export_bundle
     from models.fitting import FitOptions
     from models.history import training_set
-    from models.nets import NetOptions
+    from models.nets.risknet import NetOptions
     from models.train import TrainOptions, train
 
     settings = load_settings(None, {}, {}).settings

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from models.dataset import FRAUD, GENUINE, TrainingSet, predecessors
 from models.export import export_bundle
 from models.fitting import FitOptions
-from models.nets import NetOptions
+from models.nets.risknet import NetOptions
 from models.train import TrainedModel, TrainOptions, train
 from stream.clock import ManualClock
 from stream.features.spec import Column, Domain
@@ -124,7 +124,8 @@ def quick_options(dataset: TrainingSet, **changes: object) -> TrainOptions:
         "label_delay_ms": 2 * DAY_MS,
         "alert_rate": 0.05,
         "device": "cpu",
-        "net": NetOptions(hidden=16, embedding=3, width=16),
+        "refit": False,
+        "net": NetOptions(hidden=16, embedding=3, width=16, knots=4),
         "fit": FitOptions(epochs=6, batch_size=128, learning_rate=1e-2),
     }
     return TrainOptions(**(values | changes))  # type: ignore[arg-type]

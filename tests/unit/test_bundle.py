@@ -22,7 +22,7 @@ from stream.scoring.scorer import TorchScorer
 from tests.unit.model_fixtures import lay_out, quick_bundle, quick_model, random_batch, reseal, tiny_domain
 from tests.unit.scripted_nets import Constant
 
-FILES = ("manifest.json", "model.ts", "model.pt2", "golden.npz")
+FILES = ("manifest.json", "model.ts", "reference.json", "model.pt2", "golden.npz")
 KEY = b"a signature key of the tests"
 
 

@@ -21,9 +21,11 @@ from models.dataset import FRAUD, GENUINE, UNKNOWN, ReplayedBatch, TrainingSet, 
 from models.evaluate import evaluate, expected_calibration_error, recall_and_precision
 from models.export import export_twin, golden_inputs, script
 from models.fitting import FitOptions, Progress
-from models.nets import CLIP, OUTPUTS, ColumnEncoder
+from models.nets.encoding import CLIP, ColumnEncoder
+from models.nets.scoring import output_kinds
 from models.splits import known_by, split
-from models.train import TrainedModel, column_statistics, references, train
+from models.statistics import column_statistics, references
+from models.train import TrainedModel, train
 from stream.errors import ConfigError
 from stream.features.spec import Column
 from stream.scoring.torchscript import LoadedProgram
@@ -52,7 +54,10 @@ def test_a_signal_in_the_sequence_is_found_by_the_sequence_branch() -> None:
 
 def test_a_signal_in_the_aggregates_is_found_by_the_aggregate_branch() -> None:
     dataset = planted(2, aggregate_signal=True)
-    metrics = train(dataset, quick_options(dataset)).metrics
+    trained = train(dataset, quick_options(dataset))
+    metrics = trained.metrics
+    assert next(iter(trained.importance.columns)) == "a0" == next(iter(trained.reference.columns))
+    assert next(iter(trained.importance.groups)) == "a"
     assert metrics["validation_fraud_rate"] < 0.08
     assert metrics["validation_average_precision"] > 0.6
     assert metrics["validation_aggregate_average_precision"] > 0.6
@@ -87,8 +92,8 @@ def test_progress_is_told_and_ends() -> None:
     dataset = planted(4, 2000, aggregate_signal=True)
     told: list[Progress] = []
     train(dataset, quick_options(dataset, fit=FitOptions(epochs=2, batch_size=64)), told.append)
-    assert list(dict.fromkeys(p.stage for p in told)) == ["prepare", "train", "calibrate"]
-    steps = [p for p in told if p.stage == "train"]
+    assert list(dict.fromkeys(p.stage for p in told)) == ["prepare", "member 1", "calibrate", "importance"]
+    steps = [p for p in told if p.stage == "member 1"]
     assert [p.done for p in steps] == sorted(p.done for p in steps)
     assert steps[-1].done == steps[-1].total
     assert steps[-1].figures["epoch"] == 2
@@ -336,8 +341,8 @@ def test_a_code_or_a_column_that_training_never_met_says_nothing() -> None:
     dataset.aggregates[:, 5] = np.where(dataset.aggregates[:, 5] == 11, 3, dataset.aggregates[:, 5])
     dataset.aggregates[:, 1] = np.nan
     net = train(dataset, quick_options(dataset, fit=FitOptions(epochs=1, batch_size=128))).net
-    assert not net.aggregate_encoder.table.weight[11].any()
-    assert net.aggregate_encoder.table.weight[3].any()
+    assert not net.nets[0].aggregate.columns.table.weight[11].any()
+    assert net.nets[0].aggregate.columns.table.weight[3].any()
     batch = [torch.from_numpy(array) for array in random_batch(0, 20, dataset.domain)]
     with torch.inference_mode():
         expected = net(*batch)["probability"]
@@ -431,7 +436,7 @@ def test_torchscript_and_torch_export_are_the_same_function() -> None:
     twin = exported.module()
     for batch in (inputs, *(random_batch(size, size, domain) for size in (1, 2, 33))):
         expected = program.run(*batch)
-        assert set(expected) == set(OUTPUTS)
+        assert set(expected) == set(output_kinds(trained.net.heads))
         with torch.inference_mode():
             got = twin(*(torch.from_numpy(array) for array in batch))
         for name, values in expected.items():

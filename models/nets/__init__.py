@@ -1,0 +1,1 @@
+"""The networks, written for torch.jit.script and torch.export alike."""

@@ -22,6 +22,11 @@ def expected_calibration_error(probability: Array, label: Array, bins: int = 15)
     return float(np.abs(stated - observed).sum() / len(label))
 
 
+def average_precision(score: Array, label: Array) -> float:
+    """Of any score that rises with suspicion."""
+    return float(average_precision_score(label, score))
+
+
 def recall_and_precision(probability: Array, label: Array, threshold: float) -> tuple[float, float]:
     """Of the frauds, the share at or above the threshold; of those at or above it, the share of fraud (NaN: none)."""
     alerted = probability >= threshold

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from models.dataset import FRAUD, GENUINE, TrainingSet, predecessors
+from models.dataset import FRAUD, GENUINE, Segment, TrainingSet, predecessors
 from models.export import export_bundle
 from models.fitting import FitOptions
 from models.nets.risknet import NetOptions
@@ -114,6 +114,8 @@ def planted(
         time_ms=time_ms,
         known_ms=time_ms + delay_ms,
         account=account,
+        amount=np.exp(random.normal(3, 1, events)).astype(np.float32),
+        segments={"channel": Segment(random.integers(0, 3, events).astype(np.int16), ("(none)", "pos", "web"))},
     )
 
 

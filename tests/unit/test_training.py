@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models import calibrate
-from models.dataset import FRAUD, GENUINE, UNKNOWN, ReplayedBatch, TrainingSet, build, predecessors
+from models.dataset import FRAUD, GENUINE, MISSING, UNKNOWN, ReplayedBatch, TrainingSet, build, predecessors
 from models.evaluate import evaluate, expected_calibration_error, recall_and_precision
 from models.export import export_twin, golden_inputs, script
 from models.fitting import FitOptions, Progress
@@ -202,6 +202,7 @@ class FakeEvents:
 
     accounts: list[str]
     time_ms: NDArray[np.int64]
+    amount_minor: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.accounts)
@@ -228,9 +229,12 @@ def replayed(seed: int, batches: int) -> tuple[Any, list[ReplayedBatch], list[ND
             sequences.append(np.array(row))
         aggregates = random_columns(random, size, domain.aggregate_columns)
         assembled = SimpleNamespace(steps=steps, lengths=lengths, duplicate=duplicate, aggregates=aggregates)
-        events = FakeEvents(accounts, random.integers(0, 100, size))
+        events = FakeEvents(accounts, random.integers(0, 100, size), random.integers(-1, 900, size))
         label = random.integers(-1, 2, size).astype(np.int8)
-        result.append(ReplayedBatch(events, assembled, label, events.time_ms + 7))
+        channel = random.choice(np.array(["pos", "web", None], dtype=object), size)
+        # The first batch lacks the field.
+        texts = {"channel": channel} if result else {}
+        result.append(ReplayedBatch(events, assembled, label, events.time_ms + 7, texts))
     return domain, result, sequences
 
 
@@ -248,6 +252,12 @@ def test_a_built_set_gives_back_the_sequences_that_the_features_made() -> None:
     for name, column in (("label", 2), ("known_ms", 3)):
         expected = np.concatenate([batch[column][keep] for batch, keep in zip(batches, kept, strict=True)])
         np.testing.assert_array_equal(getattr(dataset, name), expected)
+    minor = np.concatenate([b.events.amount_minor[keep] for b, keep in zip(batches, kept, strict=True)])
+    np.testing.assert_allclose(dataset.amount, np.where(minor < 0, np.nan, minor / 100), rtol=1e-6)
+    channel = dataset.segments["channel"]
+    named = [None if name == MISSING else name for name in (channel.names[code] for code in channel.code)]
+    texts = [b.texts.get("channel", np.full(len(b.label), None)) for b in batches]
+    assert named == np.concatenate([text[keep] for text, keep in zip(texts, kept, strict=True)]).tolist()
 
 
 def test_steps_that_float16_would_round_stay_float32() -> None:
@@ -266,6 +276,8 @@ def test_a_saved_set_loads_as_it_was_and_for_its_domain_only(tmp_path: Path) -> 
     dataset.save(tmp_path / "set.npz")
     loaded = TrainingSet.load(tmp_path / "set.npz", dataset.domain)
     assert loaded.fingerprint() == dataset.fingerprint()
+    assert loaded.segments["channel"].names == dataset.segments["channel"].names
+    np.testing.assert_array_equal(loaded.segments["channel"].code, dataset.segments["channel"].code)
     assert [path.name for path in tmp_path.iterdir()] == ["set.npz"]
     with pytest.raises(ConfigError, match="spec_id"):
         TrainingSet.load(tmp_path / "set.npz", tiny_domain(aggregate=9))
@@ -274,7 +286,9 @@ def test_a_saved_set_loads_as_it_was_and_for_its_domain_only(tmp_path: Path) -> 
         TrainingSet.load(tmp_path / "pickled.npz", dataset.domain)
 
 
-@pytest.mark.parametrize("name", ["steps", "predecessors", "aggregates", "label", "time_ms", "known_ms", "account"])
+@pytest.mark.parametrize(
+    "name", ["steps", "predecessors", "aggregates", "label", "time_ms", "known_ms", "account", "amount"]
+)
 def test_every_array_is_in_the_fingerprint(name: str) -> None:
     dataset = planted(3, 50)
     before = dataset.fingerprint()

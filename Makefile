@@ -8,14 +8,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock schemas reference replay-sparkov clean
+.PHONY: help setup demo test check format lock schemas reference replay-sparkov deploy-check image-check clean
 
 PYTHON ?= python3
 KAFKA ?= embedded
 UV_VERSION := 0.13.9
 BIN := .venv/bin
 READY := .venv/.ready
-LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --no-header --extra train --extra fast --extra otel --extra demo --extra dev
+LOCK_COMMON := --universal --python-version 3.11 --generate-hashes --no-header
+LOCK_OPTIONS := $(LOCK_COMMON) --extra train --extra fast --extra otel --extra demo --extra dev
 NO_SKIPS := $(if $(filter true 1,$(CI)),-p tests.plugins.no_skips)
 
 help: ## this list
@@ -64,9 +65,20 @@ reference: $(READY) ## generate the tables of docs/: settings, metrics, exit cod
 
 lock: $(READY) ## resolve requirements.lock anew; add UPGRADE=1 for newer versions
 	$(BIN)/python -m uv pip compile --quiet $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock
+	for name in worker trainer build go; do \
+	  $(BIN)/python -m uv pip compile --quiet $(LOCK_COMMON) --no-annotate --no-emit-package riskstream $(if $(UPGRADE),--upgrade) \
+	    deploy/locks/$$name.in -o deploy/locks/$$name.lock; \
+	done
 
 replay-sparkov: $(READY) ## a public card history through real Kafka and Redis, checked against offline scoring
 	$(BIN)/python -m bench.replay_sparkov
+
+deploy-check: $(READY) ## docker-compose.yml, the Dockerfile's locks and the Helm chart; builds helm the first time
+	deploy/helm/tools.sh
+	$(BIN)/python -m pytest $(NO_SKIPS) tests/deploy
+
+image-check: $(READY) ## build the image with buildah and run it; root on Debian, about 15 minutes and 25 GB
+	deploy/image_check.sh
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist

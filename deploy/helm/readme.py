@@ -24,7 +24,8 @@ its transactional id hangs on it. Made from `values.yaml` by `python deploy/helm
 
 ```
 kubectl create secret generic riskstream-redis --from-literal=url=rediss://... --from-literal=key-secret=...
-helm install fraud deploy/helm/riskstream --set kafka.bootstrapServers=broker:9092 --set redis.existingSecret=riskstream-redis
+helm install fraud deploy/helm/riskstream \\
+  --set kafka.bootstrapServers=broker:9092 --set redis.existingSecret=riskstream-redis
 helm test fraud
 ```
 
@@ -33,7 +34,7 @@ helm test fraud
   would hold one.
 - A worker is ready when all its partitions are restored. So an upgrade waits for each worker before it takes the next.
 - More workers than partitions are refused: the others would be idle, and never ready.
-- [docs/operations](../../../docs/operations/README.md): upgrades, rehearsals, and what to do when it rings.
+- [docs/operations.md](../../../docs/operations.md): upgrades, rehearsals, and what to do when it rings.
 - `make deploy-check` runs `helm lint`, `helm template` with the files in `ci/`, and kubeconform in strict mode.
 
 ## Values

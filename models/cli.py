@@ -138,8 +138,11 @@ class _Source:
 
         if events is None:
             raise ConfigError("give a FILE with --mapping M, or --simulated EVENTS")
-        options = {} if start is None else {"start_ms": _moment(start, "--start")}
-        simulation = Simulation(accounts=accounts, seed=seed, fraud_rate=fraud_rate, **options)
+        simulation = (
+            Simulation(accounts=accounts, seed=seed, fraud_rate=fraud_rate)
+            if start is None
+            else Simulation(accounts=accounts, seed=seed, fraud_rate=fraud_rate, start_ms=_moment(start, "--start"))
+        )
         from stream.history.batch import iterate_slices
 
         batch = simulation.generate(events)

@@ -31,6 +31,7 @@ class History:
         self._file, self._mapping, self._delay_ms = file, mapping, label_delay_ms
         self._limit, self._rows = limit, batch_rows
         self._reader = self._open()
+        self._total: int | None = None
 
     def __iter__(self) -> Iterator[HistoryBatch]:
         self._reader = self._open()
@@ -43,10 +44,11 @@ class History:
                     return
 
     @property
-    def total(self) -> int | None:
-        """How many events there will be at most; None if only reading the file would tell."""
-        rows = self._reader.total_rows()
-        return self._limit if rows is None else min(rows, self._limit or rows)
+    def total(self) -> int:
+        """How many events there will be at most. Counts a CSV's lines the first time."""
+        if self._total is None:
+            self._total = self._reader.total_rows()
+        return min(self._total, self._limit or self._total)
 
     def lines(self) -> list[str]:
         """What was read last, for a person."""

@@ -11,6 +11,9 @@ import yaml
 
 from stream.history.batch import NEVER_MS, UNKNOWN, HistoryBatch
 
+_SCENARIO = "scenario"
+"""Which simulated fraud an event is: an attribute that no feature uses, for reports by scenario."""
+
 
 def write_history(batch: HistoryBatch, path: Path) -> Path:
     """Writes the events and labels, and beside the file its mapping (.yaml), whose path is returned."""
@@ -20,10 +23,13 @@ def write_history(batch: HistoryBatch, path: Path) -> Path:
     columns |= {name: pa.array(values, pa.float64(), mask=np.isnan(values)) for name, values in batch.numbers.items()}
     columns["fraud"] = pa.array(batch.fraud, pa.int8(), mask=batch.fraud == UNKNOWN)
     columns["label_known"] = pa.array(batch.known_ms, pa.timestamp("ms", "UTC"), mask=batch.known_ms == NEVER_MS)
+    if batch.scenario is not None:
+        columns[_SCENARIO] = pa.array(batch.scenario.tolist(), pa.string())
     pq.write_table(pa.table(columns), path, compression="zstd")
     mapping = path.with_suffix(".yaml")
     document = {
-        "fields": {name: {"column": name} for name in columns if name not in ("fraud", "label_known")},
+        "fields": {name: {"column": name} for name in columns if name not in ("fraud", "label_known", _SCENARIO)},
+        "attributes": [_SCENARIO] if batch.scenario is not None else [],
         "label": {
             "column": "fraud",
             "positive": ["1"],

@@ -22,6 +22,10 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same people and payments.")] = 7,
     events: Annotated[int | None, typer.Option(min=1, help="How many; without it: until Ctrl-C.")] = None,
     fraud_rate: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of fraudulent payments.")] = 0.01,
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=WEIGHT", help="Mix of the frauds; only those named happen. Repeatable."),
+    ] = None,
     malformed: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of spoilt messages.")] = 0.002,
     duplicates: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of repeated messages.")] = 0.002,
     days: Annotated[int, typer.Option(min=1, help="How many days ago the payments begin.")] = 60,
@@ -39,21 +43,26 @@ def simulate(
     that a second run goes on where the first one ended. Ctrl-C ends it, with exit code 0.
 
     With --out the payments of --days days (or --events) go to a Parquet file instead, ready for `riskstream
-    train` and `riskstream replay`.
+    train` and `riskstream replay`; the attribute `scenario` says which fraud a payment is.
+
+    Scenarios: compromised_terminal, stolen_card, account_takeover, card_testing, large_amount, slow_mule.
 
     \b
     Examples:
       riskstream simulate --rate 200
       riskstream simulate --events 10000 --rate 5000 --malformed 0.05
       riskstream simulate --days 60 --out history.parquet
+      riskstream simulate --scenario compromised_terminal=3 --scenario stolen_card=1 --out terminals.parquet
     """
     from stream.cli.settings import settings_from
-    from stream.cli.simulating import publish_simulation, write_simulation
+    from stream.cli.simulating import publish_simulation, scenario_mix, write_simulation
     from stream.clock import SystemClock
     from stream.simulate.simulation import Simulation
 
     start_ms = Simulation.start_before(SystemClock().now_ms(), days)
-    simulation = Simulation(accounts=accounts, seed=seed, fraud_rate=fraud_rate, start_ms=start_ms)
+    simulation = Simulation(
+        accounts=accounts, seed=seed, fraud_rate=fraud_rate, start_ms=start_ms, mix=scenario_mix(scenario)
+    )
     if out is not None:
         write_simulation(simulation, out, events=events, until_ms=start_ms + days * _DAY_MS, json=json)
         return

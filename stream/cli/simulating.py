@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from stream.cli.connection import admin_of, connect, reader_of
@@ -9,11 +10,30 @@ from stream.cli.context import note, print_json
 from stream.cli.publishing import publishing, summarise
 from stream.clock import SystemClock
 from stream.config import Settings
+from stream.errors import ConfigError
 from stream.events.moments import moment_text
 from stream.publish import newest_event_ms, play
 from stream.simulate.live import LiveTraffic
 from stream.simulate.simulation import Simulation
 from stream.topics import partition_counts
+
+
+def scenario_mix(words: Sequence[str] | None) -> dict[str, float] | None:
+    """`stolen_card=2` as {"stolen_card": 2.0}; None without words. ConfigError names what is wrong."""
+    if not words:
+        return None
+    mix = {}
+    for word in words:
+        name, equals, weight = word.partition("=")
+        try:
+            mix[name.strip()] = float(weight) if equals else 1.0
+        except ValueError:
+            raise ConfigError(f"--scenario {word}: write NAME=WEIGHT, such as stolen_card=2") from None
+    try:
+        Simulation(accounts=1, mix=mix)
+    except ValueError as error:
+        raise ConfigError(f"--scenario: {error}") from None
+    return mix
 
 
 def publish_simulation(

@@ -6,7 +6,7 @@ without what came before, and the same stretch is always the same, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TypeVar
 
@@ -65,6 +65,9 @@ class Simulation:
     fraudulent payments. The truth is in `HistoryBatch.scenario`; `fraud` and `known_ms` are what labels
     will say and when: 6 % of frauds, and those not reported within LABEL_MATURITY_DAYS, look genuine.
     Amounts rise by 1 % in 30 days, and card testing and takeovers slowly take a larger share.
+
+    `mix`: scenario -> its share of the fraudulent payments, relative to the others; what it does not name
+    does not happen. None: the weights of SCENARIOS. ValueError for a name that is none of theirs.
     """
 
     def __init__(
@@ -75,9 +78,11 @@ class Simulation:
         seed: int = 7,
         fraud_rate: float = 0.01,
         start_ms: int = 1_767_225_600_000,
+        mix: Mapping[str, float] | None = None,
     ) -> None:
         if accounts < 1 or not 0 <= fraud_rate < 1:
             raise ValueError("accounts must be at least 1, fraud_rate at least 0 and below 1")
+        self._weights = _weights_of(mix)
         self.seed = seed
         self.fraud_rate = fraud_rate
         self.start_ms = start_ms // DAY_MS * DAY_MS
@@ -173,8 +178,8 @@ class Simulation:
         day_ms = self.start_ms + day * DAY_MS
         wanted = self.fraud_rate * self.events_per_day
         growing = {"card_testing", "account_takeover"}
-        weights = np.array([s.weight * (1 + 0.02 * self._drift(day) * (s.name in growing)) for s in SCENARIOS])
-        weights /= weights.sum()
+        growth = np.array([1 + 0.02 * self._drift(day) * (scenario.name in growing) for scenario in SCENARIOS])
+        weights = self._weights * growth / (self._weights * growth).sum()
         parts: list[Payments] = []
         for code, scenario in enumerate(SCENARIOS):
             if scenario.episode is None:
@@ -243,6 +248,19 @@ class Simulation:
     @cached_property
     def _names(self) -> _Names:
         return _Names(self.population)
+
+
+def _weights_of(mix: Mapping[str, float] | None) -> F64:
+    """Weight by place in SCENARIOS."""
+    names = [scenario.name for scenario in SCENARIOS]
+    given = {scenario.name: scenario.weight for scenario in SCENARIOS} if mix is None else mix
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise ValueError(f"no scenario {unknown[0]!r}; there are: {', '.join(names)}")
+    weights = np.array([float(given.get(name, 0.0)) for name in names])
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+        raise ValueError("the scenarios' weights must not be negative, and one must be above 0")
+    return weights
 
 
 class _Names:

@@ -264,6 +264,21 @@ def test_a_packed_file_without_a_header(tmp_path: Path) -> None:
     assert history.text["event_id"].tolist() == ["e1", "e2", "e3"]
 
 
+def test_the_number_of_rows_is_known_beforehand(tmp_path: Path) -> None:
+    mapping = write_mapping(tmp_path)
+    assert HistoryReader(write_csv(tmp_path, ROWS), mapping).total_rows() == 3
+    path = tmp_path / "open.csv"
+    path.write_text("\n".join([HEADER, *ROWS]))
+    assert HistoryReader(path, mapping).total_rows() == 3, "the last line has no end"
+    packed = tmp_path / "history.csv.gz"
+    packed.write_bytes(gzip.compress("\n".join(ROWS).encode()))
+    headless = write_mapping(tmp_path, csv={"columns": HEADER.split(",")})
+    assert HistoryReader(packed, headless).total_rows() == 3
+    table = pa.table({name: [row.split(",")[i] for row in ROWS] for i, name in enumerate(HEADER.split(","))})
+    pa.parquet.write_table(table, tmp_path / "history.parquet")
+    assert HistoryReader(tmp_path / "history.parquet", mapping).total_rows() == 3
+
+
 def test_a_file_out_of_order_is_refused_or_sorted(tmp_path: Path) -> None:
     rows = ["e1,c,1700000009,1,s,0", "e2,c,1700000005,1,s,0", "e3,c,1700000005,1,s,0"]
     path = write_csv(tmp_path, rows)

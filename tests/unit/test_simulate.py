@@ -100,6 +100,19 @@ def test_the_expected_number_of_events_and_frauds(simulation: Simulation, histor
         assert shares[scenario.name] / truth.sum() == pytest.approx(scenario.weight, abs=0.12)
 
 
+def test_scenarios_can_be_mixed() -> None:
+    mixed = Simulation(accounts=400, seed=5, fraud_rate=0.05, mix={"stolen_card": 3, "large_amount": 1}).generate(
+        30_000
+    )
+    assert mixed.scenario is not None
+    shares = Counter(name for name in mixed.scenario.tolist() if name is not None)
+    assert set(shares) == {"stolen_card", "large_amount"}
+    assert shares["stolen_card"] / shares.total() == pytest.approx(0.75, abs=0.1)
+    for wrong, words in (({"arson": 1}, "no scenario 'arson'"), ({}, "above 0"), ({"slow_mule": -1}, "negative")):
+        with pytest.raises(ValueError, match=words):
+            Simulation(mix=wrong)
+
+
 def test_no_frauds_when_none_are_wanted() -> None:
     quiet = Simulation(accounts=30, seed=1, fraud_rate=0.0).generate(500)
     assert quiet.fraud.sum() == 0

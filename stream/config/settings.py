@@ -174,15 +174,21 @@ class StateSettings(Section):
         default="all", description="own: aggregates use the own partition's entity values only"
     )
     on_missing_checkpoint: Literal["rebuild", "cold"] = Field(
-        default="rebuild", description="W missing: replay the log over the horizon, or start cold and flag every score"
+        default="rebuild", description="W missing: replay the log, or start cold and flag every score"
     )
     on_truncated_log: Literal["refuse", "continue"] = Field(
-        default="refuse", description="part of [W, C) is gone: stop, or go on and flag"
+        default="refuse", description="the log lost part of [W, C), or events behind C: stop, or go on and flag"
     )
     on_store_unavailable: Literal["pause", "degrade"] = Field(
         default="pause", description="Redis away and a row is needed: wait, or score without history, flagged"
     )
-    horizon_days: int = Field(default=30, ge=1, le=400, description="how far back a rebuild reads")
+    rebuild_max_events: int = Field(
+        default=5_000_000,
+        ge=0,
+        description="longest rebuild of a partition from the log's start; a longer one reads the horizon only and flags "
+        "scores cold: higher keeps what features remember for life, lower runs again sooner (some 10,000 events/s)",
+    )
+    horizon_days: int = Field(default=30, ge=1, le=400, description="how far back windows look, and a long rebuild")
 
 
 class ScoringSettings(Section):

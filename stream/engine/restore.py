@@ -6,12 +6,13 @@ C is the group's committed offset, W the checkpoint in the store.
 |---------|-----------------------------------------------------------------------------------|
 | W = C   | nothing to do                                                                     |
 | W < C   | replay [W, C) into rows, outputs suppressed                                       |
-| missing | rebuild: replay from the horizon to C into an emptied partition; or start cold    |
+| missing | rebuild: replay from the log's start to C into an emptied partition; or start cold |
 | W > C   | refused: CheckpointAheadError                                                     |
 
-Where the log has dropped part of [W, C): refused (LogTruncatedError), or replayed from where it begins
-and flagged cold, by policy. The same for a rebuild whose horizon begins before the log does: never
-refused, since the log is all there is, but flagged cold.
+Where the log has dropped part of [W, C), or events behind C that were never done: refused
+(LogTruncatedError), or gone on with from where the log begins and flagged cold, by policy.
+A rebuild of more than `rebuild_max_events` begins at the feature horizon. One that does not begin at
+offset 0 lacks what features remember for life: never refused, since nothing more is to be had, but flagged cold.
 """
 
 from __future__ import annotations
@@ -67,8 +68,9 @@ def plan(
     policy: StateSettings,
     now_ms: int,
 ) -> Plan:
-    """The restore table. `horizon_start` is where the feature horizon begins in the log (rebuild only)."""
+    """The restore table. `horizon_start` is where the feature horizon begins in the log (for a long rebuild)."""
     end = committed or log.first
+    _refuse_undone(log, end, policy)
     if max([note.base.labels, *(labels for _, labels in note.pairs)]) < end.labels:
         note = CommitNote(note.transactional_id, end, (), note.cold_until_ms)  # a tool set the offsets
     if checkpoint is None:
@@ -81,10 +83,7 @@ def plan(
             f"redis.namespace, or drop this one with `riskstream state rebuild` and score these events again"
         )
     cold_until = note.cold_until_ms
-    start = Checkpoint(max(checkpoint.transactions, log.first.transactions), max(checkpoint.labels, log.first.labels))
-    lost_transactions = checkpoint.transactions < min(log.first.transactions, end.transactions)
-    lost_labels = checkpoint.labels < min(log.first.labels, end.labels)
-    if lost_transactions or lost_labels:
+    if _is_below(checkpoint, log.first):
         if policy.on_truncated_log == "refuse":
             raise LogTruncatedError(
                 f"partition {log.transactions.partition}: the log begins at {tuple(log.first)}, the state's checkpoint "
@@ -92,9 +91,28 @@ def plan(
                 f"to go on with flagged scores, or rebuild with `riskstream state rebuild`"
             )
         cold_until = max(cold_until, now_ms + policy.horizon_days * _DAY_MS)
-    end = Checkpoint(max(end.transactions, start.transactions), max(end.labels, start.labels))
+    start, end = _not_below(checkpoint, log.first), _not_below(end, log.first)
     kind = "clean" if start == end == checkpoint else "replay"
     return Plan(kind, start, end, note, cold_until)
+
+
+def _refuse_undone(log: Log, end: Checkpoint, policy: StateSettings) -> None:
+    """Events between C and the log's first offset were never scored, and nobody can score them any more."""
+    if _is_below(end, log.first) and policy.on_truncated_log == "refuse":
+        raise LogTruncatedError(
+            f"partition {log.transactions.partition}: the log begins at {tuple(log.first)}, the group's committed "
+            f"offset is {tuple(end)}: retention dropped what lies between before it was scored (or nothing but "
+            f"markers of transactions, where a worker died right after them and none came back before they expired). "
+            f"Keep records longer; state.on_truncated_log=continue goes on without them, with flagged scores"
+        )
+
+
+def _is_below(one: Checkpoint, other: Checkpoint) -> bool:
+    return one.transactions < other.transactions or one.labels < other.labels
+
+
+def _not_below(one: Checkpoint, other: Checkpoint) -> Checkpoint:
+    return Checkpoint(max(one.transactions, other.transactions), max(one.labels, other.labels))
 
 
 def _without_checkpoint(
@@ -103,12 +121,14 @@ def _without_checkpoint(
     warm_at = now_ms + policy.horizon_days * _DAY_MS
     if end.transactions <= log.first.transactions == 0 and end.labels == 0:
         return Plan("clean", end, end, note, 0)  # the first start ever
+    end = _not_below(end, log.first)
     if policy.on_missing_checkpoint == "cold":
         return Plan("cold", end, end, note, warm_at)
-    start = Checkpoint(min(horizon_start.transactions, end.transactions), min(horizon_start.labels, end.labels))
-    truncated = start.transactions == log.first.transactions > 0
+    start = log.first
+    if sum(end) - sum(start) > policy.rebuild_max_events:
+        start = Checkpoint(min(horizon_start.transactions, end.transactions), min(horizon_start.labels, end.labels))
     by_timestamps = CommitNote(note.transactional_id, end, (), note.cold_until_ms)
-    return Plan("rebuild", start, end, by_timestamps, warm_at if truncated else note.cold_until_ms)
+    return Plan("rebuild", start, end, by_timestamps, warm_at if start != (0, 0) else note.cold_until_ms)
 
 
 @dataclass(frozen=True, slots=True)

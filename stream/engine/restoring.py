@@ -74,6 +74,11 @@ class Restorer:
         job = self._jobs.get(number)
         return job.replay.remaining if job is not None else 0
 
+    def target(self, number: int) -> Checkpoint | None:
+        """The committed offset to which a partition is being restored, once it is known."""
+        job = self._jobs.get(number)
+        return job.plan.end if job is not None else None
+
     def step(
         self,
         partition: Partition,

@@ -29,8 +29,12 @@ from stream.errors import DeadLetterError, FatalError, StateLostError, TopicErro
 from stream.kafka.port import CommittedOffset, Consumer, KafkaClient, Producer, TopicPartition
 from stream.metrics import Metrics
 from stream.scoring.lineup import Change
+from stream.state.store import Checkpoint
 
 _RETRY_WAIT_MS = 100
+_ASK_LAG_EVERY_S = 1.0
+_QUIET_AFTER_S = 10.0
+"""After so long without a turn, C moves past the markers of transactions."""
 
 
 class Worker:
@@ -58,10 +62,11 @@ class Worker:
         self._consumer: Consumer = client.consumer()
         self._producer: Producer = client.producer(transactional_id(settings))
         self._paused_topics: set[str] = set()
+        self._ends: dict[TopicPartition, int] = {}
         self._waiting_for_store = False
         self._must_abort = False
         self._turns = 0
-        self._last_flush = self._last_turn = clock.monotonic()
+        self._last_flush = self._last_turn = self._last_done = self._last_lag = clock.monotonic()
         self._log = structlog.get_logger("riskstream.worker")
 
     @property
@@ -108,6 +113,7 @@ class Worker:
 
     def finish(self) -> None:
         """Everything is committed between turns: flush, leave the group."""
+        self._pass_markers()
         try:
             self._flush(self._with_rows())
         except (UnavailableError, StateLostError) as error:
@@ -125,7 +131,7 @@ class Worker:
            (nothing while a flush or an abort is owed)
         4. load rows, fold, score, decide (turn.py)
         5. one transaction: outputs and offsets
-        6. flush rows, if it is time
+        6. flush rows, if it is time; see to what a worker without work would not notice
         """
         self._last_turn = self._clock.monotonic()
         self._metrics.last_turn.set(self._clock.now_ms() / 1000)
@@ -138,6 +144,7 @@ class Worker:
             if shares:
                 self._do(shares)
         self._flush_if_due()
+        self._when_quiet()
 
     # --- rebalance
 
@@ -192,6 +199,8 @@ class Worker:
             self._keeper.drop(number)
             topics = self._settings.topics
             self._metrics.forget_partition(number, (topics.transactions, topics.labels))
+            for tp in self._inputs_of([number]):
+                self._ends.pop(tp, None)
 
     # --- one turn
 
@@ -249,13 +258,14 @@ class Worker:
             if type(error) is FatalError and any(message.topic == topic for message in result.messages):
                 raise DeadLetterError(f"a dead letter cannot be written to {topic}: {error}") from error
             raise
+        self._last_done = self._clock.monotonic()
         self._turn.count(shares, result)
         self._measure([share.partition for share in shares])
         self._fault("turn:after_commit")
 
     def _commit(self, shares: list[Share], result: TurnResult) -> None:
         """Outputs and offsets become visible together, or not at all."""
-        producer, topics = self._producer, self._settings.topics
+        producer = self._producer
         with self._metrics.stage("produce"):
             producer.begin()
             for message in result.messages:
@@ -274,14 +284,16 @@ class Worker:
             partition.done = share.end()
             if partition.done.labels > before.labels:
                 partition.note_labels(before)
-            transactions, labels = partition.committed(transactional_id(self._settings))
-            offsets[TopicPartition(topics.transactions, partition.number)] = transactions
-            offsets[TopicPartition(topics.labels, partition.number)] = labels
+            offsets |= self._offsets_of(partition)
         with self._metrics.stage("commit"), self._metrics.commit_seconds.time():
             producer.send_offsets(offsets, self._consumer.group_metadata())
             self._fault("turn:inside_commit")
             producer.commit()
         self._metrics.commits.inc()
+
+    def _offsets_of(self, partition: Partition) -> dict[TopicPartition, CommittedOffset]:
+        said = partition.committed(transactional_id(self._settings))
+        return dict(zip(self._inputs_of([partition.number]), said, strict=True))
 
     def _commit_offsets(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None:
         """A transaction of offsets alone. TurnAborted: the restore that asks for it begins again."""
@@ -294,6 +306,37 @@ class Worker:
         except (TurnAborted, UnavailableError) as error:
             self._must_abort = True
             raise TurnAborted(f"the offsets' note was not committed: {error}") from error
+
+    def _when_quiet(self) -> None:
+        """While nothing is read or restored, no fetch tells how far the topics have grown: asks them now and then."""
+        now = self._clock.monotonic()
+        stands = self._waiting_for_store or self._paused_topics or len(self._running()) < len(self._partitions)
+        if stands and now - self._last_lag >= _ASK_LAG_EVERY_S:
+            self._last_lag = now
+            self._measure(self._partitions.values(), ask=True)
+        if now - self._last_done >= _QUIET_AFTER_S:
+            self._last_done = now
+            self._pass_markers()
+
+    def _pass_markers(self) -> None:
+        """Where nothing waits, C moves past the markers of transactions that lie behind the last event.
+
+        A log that expires down to its end would else seem to have lost events that were never scored.
+        """
+        for partition in self._running():
+            if partition.degraded or partition.waiting_records or partition.waiting_labels:
+                continue
+            before = partition.done
+            try:
+                places = [self._consumer.position(tp) for tp in self._inputs_of([partition.number])]
+                if places == list(before) or min(places[0] - before.transactions, places[1] - before.labels) < 0:
+                    continue
+                partition.done = Checkpoint(*places)
+                if partition.done.labels > before.labels:
+                    partition.note_labels(before)
+                self._commit_offsets(self._offsets_of(partition))
+            except (TurnAborted, UnavailableError) as error:
+                self._start_over([partition], error)
 
     def _abort_if_owed(self) -> None:
         """Ends the transaction that failed. UnavailableError: again at the next turn; nothing is taken before."""
@@ -404,18 +447,17 @@ class Worker:
         if degraded and self._keeper.store_answers(degraded[0].number):
             self._start_over(degraded, TurnAborted("the store is back; scores without history are not kept"))
 
-    def _measure(self, partitions: list[Partition]) -> None:
-        """Gauges of the partitions of a turn or a flush: cheap enough for each."""
-        topics = self._settings.topics
+    def _measure(self, partitions: Iterable[Partition], *, ask: bool = False) -> None:
+        """Gauges of the partitions of a turn or a flush: cheap enough for each. `ask` Kafka where the logs end."""
+        end_of = self._consumer.end_offset if ask else self._consumer.known_end_offset
         for partition in partitions:
             label = str(partition.number)
-            for topic, done in (
-                (topics.transactions, partition.done.transactions),
-                (topics.labels, partition.done.labels),
-            ):
-                end = self._consumer.known_end_offset(TopicPartition(topic, partition.number))
-                if end is not None:
-                    self._metrics.consumer_lag.labels(topic, label).set(max(0, end - done))
+            done = partition.done if partition.phase is Phase.RUNNING else self._restorer.target(partition.number)
+            for tp, committed in zip(self._inputs_of([partition.number]), done or (), strict=False):
+                # A fetch from before reading stopped knows less than a later question.
+                end = self._ends[tp] = max(end_of(tp) or 0, self._ends.get(tp, 0))
+                if end:
+                    self._metrics.consumer_lag.labels(tp.topic, label).set(max(0, end - committed))
             flushed = partition.checkpoint or partition.base
             self._metrics.checkpoint_lag.labels(label).set(sum(partition.done) - sum(flushed))
         self._metrics.labels_waiting.set(sum(len(p.waiting_labels) for p in self._partitions.values()))

@@ -105,7 +105,8 @@ def complaints(
     for name, by_partition in ((topics.transactions, contents.transactions), (topics.labels, contents.labels)):
         for partition, records in by_partition.items():
             end = records[-1].offset + 1 if records else 0
-            if records and committed.get((name, partition), 0) != end:
+            # Behind the last record nothing but markers can lie, which C may have passed.
+            if records and committed.get((name, partition), 0) < end:
                 found.append(f"{name}-{partition}: committed {committed.get((name, partition))}, not the end {end}")
     return found
 

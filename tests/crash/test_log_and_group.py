@@ -98,6 +98,55 @@ def test_a_log_cut_between_the_checkpoint_and_the_commit(clock: ManualClock, pol
     assert all("cold" in found for found in late.values())
 
 
+@pytest.mark.parametrize("policy", ["refuse", "continue"])
+def test_a_log_that_lost_events_before_they_were_scored(clock: ManualClock, policy: str) -> None:
+    """Nobody worked for longer than records are kept. What is gone cannot be scored: it is refused, or flagged."""
+    cluster = Cluster(clock, partitions=1, given={"state.on_truncated_log": policy})
+    traffic = Traffic(25, 1)
+    play_in_turns(cluster, [Chunk(tuple(traffic.event() for _ in range(10)))], {})
+    cluster.publish(Chunk(tuple(traffic.event() for _ in range(20))))
+    cluster.broker.delete_before(TopicPartition(TOPICS.transactions, 0), 25)
+    worker = cluster.worker("w0")
+    if policy == "refuse":
+        with pytest.raises(LogTruncatedError, match=r"partition 0: .* before it was scored"):
+            turn(worker.run_once, clock, 10)
+        assert cluster.committed()[TOPICS.transactions, 0] == 10
+        return
+    turn(worker.run_once, clock, 10)
+    worker.finish()
+    scores = [score for _, score in cluster.contents().scores.ordered]
+    assert [score["origin"]["offset"] for score in scores] == [*range(10), *range(25, 30)]
+    assert ["cold" in score["flags"] for score in scores] == [False] * 10 + [True] * 5
+
+
+@pytest.mark.parametrize("end", ["commit", "abort"])
+@pytest.mark.parametrize("stop", [True, False])
+def test_markers_behind_the_last_event_are_not_taken_for_lost_events(clock: ManualClock, end: str, stop: bool) -> None:
+    """A log that expires down to its end: told to stop, or after a quiet while, C has moved past the markers."""
+    cluster = Cluster(clock, partitions=1)
+    traffic = Traffic(26, 1)
+    worker = cluster.worker("w0")
+    cluster.publish(Chunk(tuple(traffic.event() for _ in range(10)), "commit"))
+    cluster.publish(Chunk(tuple(traffic.event() for _ in range(3)), end))
+    turn(worker.run_once, clock, 20)
+    where = TopicPartition(TOPICS.transactions, 0)
+    last = cluster.ends()[tuple(where)]
+    assert cluster.committed()[tuple(where)] == last
+    if stop:
+        worker.finish()
+    else:
+        clock.advance_ms(10_000)
+        turn(worker.run_once, clock, 20)
+    behind = cluster.broker.log(where).next_offset
+    assert cluster.committed()[tuple(where)] == behind > last
+    cluster.broker.delete_before(where, behind)
+    cluster.broker.expel(GROUP, "w0")
+    cluster.publish(Chunk(tuple(traffic.event() for _ in range(5))))
+    other = cluster.worker("w1")
+    turn(other.run_once, clock, 20)
+    assert cluster.drained()
+
+
 @pytest.mark.parametrize("done", [True, False])
 def test_a_commit_of_unknown_outcome(clock: ManualClock, monkeypatch: pytest.MonkeyPatch, done: bool) -> None:
     monkeypatch.setattr(Unsure, "done", done)

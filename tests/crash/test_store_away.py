@@ -66,6 +66,28 @@ def test_rows_at_hand_serve_on_while_the_store_is_away(clock: ManualClock) -> No
     assert compare(cluster, clock) == []
 
 
+def test_while_nothing_is_read_the_lag_is_seen_to_grow(clock: ManualClock) -> None:
+    traffic = Traffic(9, 1)
+    cluster = Cluster(clock, partitions=1)
+    worker = cluster.worker("w0")
+    account = traffic.accounts[0]
+    lag = cluster.metrics[0].consumer_lag.labels("transactions", "0")
+
+    def publish(count: int) -> float:
+        cluster.publish(Chunk(tuple(traffic.event(account, merchant_id="m0-0") for _ in range(count))))
+        for _ in range(30):
+            worker.run_once()
+            clock.advance_ms(100)
+        return float(lag._value.get())
+
+    assert publish(5) == 0
+    cluster.server.available = False
+    seen = [publish(100) for _ in range(4)]
+    done = cluster.committed()["transactions", 0]
+    assert worker.waiting_for_store
+    assert seen == [105 - done, 205 - done, 305 - done, 405 - done]
+
+
 @pytest.mark.parametrize("point", ["flush:after_accounts", "flush:after_entities"])
 def test_a_crash_after_the_store_was_away_for_long(clock: ManualClock, point: str) -> None:
     """One account has had more events than its ring holds when the flush at last begins, and is cut short."""

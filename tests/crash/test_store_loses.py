@@ -66,6 +66,33 @@ def test_a_replay_needs_no_more_memory_than_a_turn(clock: ManualClock) -> None:
     assert compare(cluster, clock, given=given) == []
 
 
+@pytest.mark.parametrize("most", [5_000_000, 0])
+def test_a_rebuild_keeps_what_features_remember_for_life_or_says_so(clock: ManualClock, most: int) -> None:
+    """The log goes back further than the horizon: past events and norms from before it count too."""
+    given = {"state.horizon_days": 1, "state.rebuild_max_events": most}
+    cluster = Cluster(clock, given=given)
+    server = cluster.server
+    play_in_turns(
+        cluster, unambiguous(Traffic(27, 2), 16), {12: lambda: clock.advance_ms(2 * DAY_MS), 24: server.flush_all}
+    )
+    assert cluster.metrics[0].restores.labels("rebuild")._value.get() == 2
+    if most:
+        assert compare(cluster, clock, given=given) == []
+        assert "cold" not in flags(cluster)
+        return
+    contents = cluster.contents()
+    expected = run_undisturbed(clock, contents, given).contents()
+    differ = differences(contents.scores, expected.scores)
+    assert differ, "this scene shows something"
+    cold = {origin for origin, score in contents.scores.ordered if "cold" in score["flags"]}
+    assert len(cold) > 20
+    assert all(str(origin) in {str(one) for one in cold} for origin in _origins(differ))
+
+
+def _origins(lines: list[str]) -> set[str]:
+    return {line[: line.index(")") + 1] for line in lines}
+
+
 def test_a_store_that_lost_everything_may_start_cold(clock: ManualClock) -> None:
     given = {"state.on_missing_checkpoint": "cold", "state.horizon_days": 7}
     cluster = Cluster(clock, given=given)

@@ -90,9 +90,14 @@ def test_a_group_that_begins_where_the_log_was_cut_lacks_history() -> None:
     assert (found.start, found.end, found.cold_until_ms) == ((5, 2), (5, 2), WARM_AT)
 
 
-def test_a_missing_checkpoint_is_rebuilt_from_the_horizon() -> None:
-    found = planned(None, (70, 7), horizon=(20, 3))
-    assert (found.kind, found.start, found.end, found.cold_until_ms) == ("rebuild", (20, 3), (70, 7), 0)
+@pytest.mark.parametrize(("most", "start", "cold"), [(77, (0, 0), False), (76, (20, 3), True), (0, (20, 3), True)])
+def test_a_missing_checkpoint_is_rebuilt_from_the_logs_start_or_if_that_is_long_from_the_horizon(
+    most: int, start: Pair, cold: bool
+) -> None:
+    policy = replace_days(REFUSE, 10).model_copy(update={"rebuild_max_events": most})
+    found = planned(None, (70, 7), horizon=(20, 3), policy=policy)
+    assert (found.kind, found.start, found.end) == ("rebuild", start, (70, 7))
+    assert found.cold_until_ms == (WARM_AT if cold else 0)
     assert found.clear
     assert found.note.base == (70, 7), "labels by timestamps"
     assert found.note.pairs == ()
@@ -100,14 +105,12 @@ def test_a_missing_checkpoint_is_rebuilt_from_the_horizon() -> None:
 
 @pytest.mark.parametrize(
     ("first", "horizon", "cold"),
-    [((0, 0), (0, 0), False), ((20, 0), (20, 0), True), ((20, 0), (30, 0), False), ((20, 0), (90, 9), False)],
+    [((0, 0), (0, 0), False), ((20, 0), (20, 0), True), ((20, 0), (30, 0), True), ((0, 2), (90, 9), True)],
 )
-def test_a_rebuild_from_a_cut_log_is_flagged_if_the_horizon_begins_before_it(
-    first: Pair, horizon: Pair, cold: bool
-) -> None:
+def test_a_rebuild_from_a_cut_log_lacks_what_features_remember_for_life(first: Pair, horizon: Pair, cold: bool) -> None:
     found = planned(None, (70, 7), first=first, horizon=horizon, policy=replace_days(REFUSE, 10))
     assert found.kind == "rebuild"
-    assert found.start == (min(horizon[0], 70), min(horizon[1], 7))
+    assert found.start == first
     assert found.cold_until_ms == (WARM_AT if cold else 0)
 
 
@@ -135,10 +138,19 @@ def test_a_log_cut_below_the_checkpoint_lost_nothing() -> None:
     assert planned((70, 7), (70, 7), first=(70, 7)).kind == "clean"
 
 
-def test_a_log_that_begins_behind_the_committed_offset_holds_nothing_of_the_stretch() -> None:
-    """All that was committed is in the rows. (Between C and the log's first offset there may be mere markers.)"""
-    found = planned((70, 7), (70, 7), first=(75, 9))
-    assert (found.start, found.end, found.cold_until_ms) == ((75, 9), (75, 9), 0)
+@pytest.mark.parametrize("checkpoint", [(70, 7), (60, 7), None])
+@pytest.mark.parametrize("first", [(75, 9), (71, 0), (0, 8)])
+def test_a_log_that_begins_behind_the_committed_offset_lost_events_that_were_never_scored(
+    checkpoint: Pair | None, first: Pair
+) -> None:
+    with pytest.raises(LogTruncatedError) as refused:
+        planned(checkpoint, (70, 7), first=first)
+    for words in ("partition 0", str(first), "(70, 7)", "before it was scored", "on_truncated_log=continue"):
+        assert words in str(refused.value)
+    found = planned(checkpoint, (70, 7), first=first, policy=CONTINUE)
+    assert found.end == (max(70, first[0]), max(7, first[1]))
+    assert found.start >= first
+    assert found.cold_until_ms == WARM_AT
 
 
 def test_that_history_is_missing_is_remembered() -> None:

@@ -8,7 +8,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock schemas reference replay-sparkov deploy-check image-check clean
+.PHONY: help setup demo test check format lock schemas reference dashboards replay-sparkov deploy-check image-check clean
 
 PYTHON ?= python3
 KAFKA ?= embedded
@@ -52,6 +52,7 @@ check: $(READY) ## lint, format, types, layers, and that generated files are cur
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m stream.schemas --check
 	$(BIN)/python -m stream.reference --check
+	$(BIN)/python -m deploy.grafana.build --check
 
 format: $(READY) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix --quiet . || true
@@ -62,6 +63,9 @@ schemas: $(READY) ## generate the JSON Schemas and the AsyncAPI document
 
 reference: $(READY) ## generate the tables of docs/: settings, metrics, exit codes, ...
 	$(BIN)/python -m stream.reference
+
+dashboards: $(READY) ## generate the Grafana dashboards
+	$(BIN)/python -m deploy.grafana.build
 
 lock: $(READY) ## resolve requirements.lock anew; add UPGRADE=1 for newer versions
 	$(BIN)/python -m uv pip compile --quiet $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock

@@ -184,6 +184,12 @@ class Metrics:
             SCORE_BOUNDS,
             self.registry,
         )
+        self.bands = self._counter(
+            "bands",
+            "Scored events by band. A band that swells while riskstream_model_info stands: the input has drifted; see "
+            "`riskstream quality --once`.",
+            ["band"],
+        )
         self.flags = self._counter(
             "flags",
             "Scored events by flag (late, cold, degraded, no_rate, saturated, shared, rules_only...). no_rate: add "
@@ -196,6 +202,12 @@ class Metrics:
             "Dead letters by stage and reason code. Read them in the dead-letter topic, correct the producer, then "
             "send the events again.",
             ["stage", "reason"],
+        )
+        self.missing_fields = self._counter(
+            "missing_fields",
+            "Valid events without an optional field (entities, latitude). Its share of riskstream_events_in_total "
+            "jumps: a producer has stopped sending it, and features that need it are missing.",
+            ["field"],
         )
         self.labels = self._counter(
             "labels",

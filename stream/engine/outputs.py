@@ -100,6 +100,11 @@ class Judge:
         self._deciders: dict[int, tuple[Scorer | None, Decider, ModelExplainer | None]] = {}
         self._columns = [column.name for column in domain.aggregate_columns]
 
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """The policy's names for ranges of scores, in the order of their codes."""
+        return tuple(band.name for band in self._policy.bands)
+
     def judge(self, scored: Scored, situation: Situation) -> Judged:
         """Decisions and flags of the batch's new events."""
         index = scored.index

@@ -239,6 +239,7 @@ class Turn:
                 number, read=count, scored=scored[number], duplicates=duplicates[number], dead_letters=dead[number]
             )
         metrics.batch_events.observe(read.total())
+        self._count_missing(events.batch)
         _count_rejects(metrics, [*events.rejects, *labels.rejects])
         if result.outcome is not None:
             repeated = int(result.outcome.duplicate.sum())
@@ -247,6 +248,16 @@ class Turn:
         metrics.labels.labels("dead_letter").inc(len(labels.rejects))
         if result.judged is not None:
             self._count_scores(result.judged, [events.records[i] for i in result.judged.scored.index.tolist()])
+
+    def _count_missing(self, batch: EventBatch) -> None:
+        """Optional fields that events came without."""
+        if not len(batch):
+            return
+        for entity in self._pipeline.domain.entities:
+            self._metrics.missing_fields.labels(entity.field).inc(batch.entities[entity.name].count(None))
+        self._metrics.missing_fields.labels(self._pipeline.domain.latitude_field).inc(
+            int(np.isnan(batch.latitude).sum())
+        )
 
     def _count_shadows(self, judged: Judged) -> None:
         """What the challengers would have decided, beside what was decided."""
@@ -264,6 +275,9 @@ class Turn:
             if place:
                 metrics.alerts.labels(decision).inc(counts[place])
         self._count_shadows(judged)
+        bands = np.bincount(judged.decided.band, minlength=len(self._judge.bands)).tolist()
+        for band, count in zip(self._judge.bands, bands, strict=False):
+            metrics.bands.labels(band).inc(count)
         score = judged.decided.score
         metrics.scores.observe(score[score >= 0])
         for names in judged.flag_names() if judged.flags.any() else ():

@@ -4,6 +4,7 @@ from stream.stack.cache import cache_folder
 from stream.stack.kafka import ApacheKafka, EmbeddedKafka
 from stream.stack.local import KAFKA_KINDS, REDIS_KINDS, LocalStack, ServerRecord, StackStatus
 from stream.stack.process import LocalServer
+from stream.stack.prometheus import PrometheusServer
 from stream.stack.redis import EmbeddedRedis, RedisServer
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "EmbeddedRedis",
     "LocalServer",
     "LocalStack",
+    "PrometheusServer",
     "RedisServer",
     "ServerRecord",
     "StackStatus",

@@ -36,7 +36,7 @@ SETTINGS = {setting.field for setting in load_settings(None, {}, {}).describe()}
 SECTIONS = {name.partition(".")[0] for name in SETTINGS if "." in name}
 METRICS = {fact.name for fact in reference.metric_facts()}
 
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 

@@ -86,6 +86,8 @@ def test_labels_cannot_carry_identities(metrics: Metrics) -> None:
         "topic",
         "role",
         "model",
+        "band",
+        "field",
         "champion",
         "challenger",
     }

@@ -125,8 +125,9 @@ def _dead_letters() -> Iterator[str]:
 
 def _operators() -> Iterator[str]:
     yield from _head("operator", "arguments of its own", "value")
-    for name, kind in vars(operators).items():
-        if not name.startswith("_") and dataclasses.is_dataclass(kind) and kind.__module__ == operators.__name__:
+    for name in operators.__all__:
+        kind = getattr(operators, name)
+        if dataclasses.is_dataclass(kind):
             fields = [f for f in dataclasses.fields(kind) if f.name not in _OF_EVERY_OPERATOR]
             own = ", ".join(f"`{f.name}`" for f in fields) or "none"
             yield _row(f"`{name}`", own, " ".join((kind.__doc__ or "").split()))

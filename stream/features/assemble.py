@@ -9,21 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream.errors import ConfigError
-from stream.features import entities, labels
+from stream.features import labels
 from stream.features.batch import Assembled, EventBatch, LabelBatch
 from stream.features.columns import entity_codes
 from stream.features.duplicates import find_duplicates
-from stream.features.operators import Operator
+from stream.features.entities import EntityValues, fold_labels
+from stream.features.entity_rows import EntityRows
+from stream.features.event_view import EventView
+from stream.features.norm import LOG_SCALE, NORM, clipped_to_norm, is_weekend
+from stream.features.operators import AccountOperator, EventOperator, Operator
 from stream.features.pool import RowPool, Slots
-from stream.features.rows import NEVER, RING, TILES, AccountRows, EntityRows, code_bits, tile_widths_ms
-from stream.features.spec import Domain
-from stream.features.view import LOG_SCALE, EntityColumns, View
+from stream.features.rows import NEVER, NO_VERDICT, RING, TILES, AccountRows, code_bits, tile_widths_ms
+from stream.features.spec import Domain, Feature
+from stream.features.view import View
 
 I64 = NDArray[np.int64]
 _FLOAT16_LIMIT = 60_000.0
@@ -49,12 +53,12 @@ class FeatureState:
         """`accounts` and `entities` bound the rows in memory; `use_others` lets other partitions' values in."""
         self.domain = domain
         self.use_others = use_others
-        self._step = cast(Sequence[Operator], domain.step)
-        self._aggregates = cast(Sequence[Operator], domain.aggregates)
-        self._step_width, self._aggregate_width = len(domain.step_columns), len(domain.aggregate_columns)
-        fields = [field for op in (*self._step, *self._aggregates) for field in op.same_fields]
-        self.accounts = AccountRows(domain, accounts, tuple(dict.fromkeys(fields)))
-        self.entities = {entity.name: EntityRows(entity, entities) for entity in domain.entities}
+        operators = cast(Sequence[Operator], (*domain.step, *domain.aggregates))
+        self._step, self._aggregates = Vector(domain.step), Vector(domain.aggregates)
+        fields = dict.fromkeys(field for op in operators for field in op.same_fields)
+        distinct = dict.fromkeys(f for op in operators if hasattr(op, "counts_distinct") for f in op.same_fields)
+        self.accounts = AccountRows(domain, accounts, tuple(fields), tuple(distinct))
+        self.entities = {e.name: EntityRows(e, domain.label_delay, entities) for e in domain.entities}
         self._widths_ms = tile_widths_ms(domain.windows)
         self._located: tuple[EventBatch | LabelBatch, Located] | None = None
 
@@ -166,7 +170,7 @@ class FeatureState:
             rows = self.entities[kind]
             included = batch.offset < rows.pool["labels_offset"][found]
             slots = np.where(outcome.duplicate | included, -1, found)
-            entities.fold_labels(rows, slots, outcome.change, batch.known_ms, batch.offset)
+            fold_labels(rows, slots, batch, outcome.change, outcome.unexplained)
         return outcome
 
     # --- events
@@ -182,18 +186,26 @@ class FeatureState:
             raise ValueError("assemble: rows are missing; load what `missing` names first")
         duplicate, included = find_duplicates(self.accounts.pool, slots, batch.event_hash, batch.offset)
         result = self._empty_result(len(batch), duplicate)
-        columns = self._entity_columns(batch, located, duplicate, result)
+        values = self._entity_values(batch, located, duplicate, result)
+        event = EventView(batch, values)
+        steps = np.zeros((len(batch), self._step.width))
+        self._step.of_events(event, steps)
+        self._aggregates.of_events(event, result.aggregates)
+        for entity in values.values():
+            entity.fold()
+        unused = np.flatnonzero(duplicate | included)
+        result.aggregates[unused] = 0.0
         codes = self._codes(batch)
         for index in _rounds(slots, ~duplicate & ~included):
-            self._round(batch, codes, columns, index, slots[index], result)
+            self._round(event, codes, index, slots[index], steps, result)
         return result
 
     def _empty_result(self, events: int, duplicate: NDArray[np.bool_]) -> Assembled:
-        length, width = self.domain.sequence_length, self._step_width
+        length, width = self.domain.sequence_length, self._step.width
         return Assembled(
             steps=np.zeros((events, length, width), dtype=np.float32),
             lengths=np.ones(events, dtype=np.int64),
-            aggregates=np.zeros((events, self._aggregate_width), dtype=np.float32),
+            aggregates=np.zeros((events, self._aggregates.width), dtype=np.float32),
             duplicate=duplicate,
             late=np.zeros(events, dtype=np.bool_),
             saturated=np.zeros(events, dtype=np.bool_),
@@ -201,21 +213,21 @@ class FeatureState:
             view_read_ms=np.full(events, np.iinfo(np.int64).max, dtype=np.int64),
         )
 
-    def _entity_columns(
+    def _entity_values(
         self, batch: EventBatch, located: Located, duplicate: NDArray[np.bool_], result: Assembled
-    ) -> dict[str, EntityColumns]:
-        columns = {}
-        for kind, found in located.entities.items():
+    ) -> dict[str, EntityValues]:
+        found = {}
+        for kind, known in located.entities.items():
             rows = self.entities[kind]
-            slots = np.where(duplicate | (batch.offset < rows.pool["offset"][found]), -1, found)
-            own, merged, shared = entities.evaluate_and_fold(
+            slots = np.where(duplicate | (batch.offset < rows.pool["offset"][known]), -1, known)
+            values = found[kind] = EntityValues(
                 rows, slots, batch.time_ms, batch.amount_minor, batch.offset, use_others=self.use_others
             )
-            columns[kind] = EntityColumns(rows, own, merged)
+            shared = values.shared
             result.shared |= shared
             read_ms = rows.pool["other_read_ms"][slots[shared]]
             result.view_read_ms[shared] = np.minimum(result.view_read_ms[shared], read_ms)
-        return columns
+        return found
 
     def _codes(self, batch: EventBatch) -> dict[str, NDArray[np.uint32]]:
         return {
@@ -227,34 +239,30 @@ class FeatureState:
 
     def _round(
         self,
-        batch: EventBatch,
+        event: EventView,
         codes: dict[str, NDArray[np.uint32]],
-        columns: dict[str, EntityColumns],
         index: I64,
         slots: Slots,
+        steps: NDArray[np.float64],
         result: Assembled,
     ) -> None:
         """One event each of different accounts: vectors from the rows before, then the rows after."""
         pool = self.accounts.pool
         newest = pool["newest"][slots]
-        time_ms = batch.time_ms[index]
+        time_ms = event.time_ms[index]
         idle = (newest > NEVER) & (time_ms - newest > self.accounts.horizon_ms)
         if idle.any():
             self.accounts.begin_anew(slots[idle])
-        view = View(batch, codes, columns, self.accounts, index, slots)
-        step = np.empty((len(index), self._step_width), dtype=np.float64)
-        _compute(self._step, view, step)
-        view.scope = "all"
-        aggregates = np.empty((len(index), self._aggregate_width), dtype=np.float64)
-        _compute(self._aggregates, view, aggregates)
-        result.aggregates[index] = aggregates
+        view = View(event, codes, self.accounts, index, slots)
+        self._step.of_accounts(view, steps)
+        self._aggregates.of_accounts(view, result.aggregates)
         result.late[index] = time_ms < newest
         result.saturated[index] = view.saturated
         self._fold_tiles(slots, pool["folded"][slots] % RING)
-        self._fold_ring(batch, codes, view, index, slots)
-        self._fold_summary(batch, view, index, slots)
-        self._fold_step(step, index, slots, result)
-        pool["offset"][slots] = batch.offset[index] + 1
+        self._fold_ring(event.batch, codes, view)
+        self._fold_summary(event.batch, view)
+        self._fold_step(steps[index], index, slots, result)
+        pool["offset"][slots] = event.batch.offset[index] + 1
         pool.dirty[slots] = True
         self.accounts.unflushed_events[slots] += 1
 
@@ -283,34 +291,40 @@ class FeatureState:
         for name, value in (("tile_count", count), ("tile_sum", total), ("tile_bits", bits), ("tile_epoch", tile)):
             pool[name][at] = np.where(keep, pool[name][at], value)
 
-    def _fold_ring(
-        self, batch: EventBatch, codes: dict[str, NDArray[np.uint32]], view: View, index: I64, slots: Slots
-    ) -> None:
-        pool = self.accounts.pool
+    def _fold_ring(self, batch: EventBatch, codes: dict[str, NDArray[np.uint32]], view: View) -> None:
+        pool, index, slots = self.accounts.pool, view.index, view.slots
         place = pool["folded"][slots] % RING
-        for field in self.accounts.same_fields:
+        for field in self.accounts.distinct_fields:
             same = view.same(field) & (view.row("ring_time") > NEVER)
-            newer = (same & (view.age_ms < 0)).any(axis=1)
-            newest = pool[f"newest_{field}"][slots] & ~(same & (view.age_ms >= 0))
-            newest[np.arange(len(slots)), place] = (codes[field][index] != 0) & ~newer
+            later = view.row("ring_time") > view.time_ms[:, None]
+            newest = view.row(f"newest_{field}") & ~(same & ~later)
+            newest[np.arange(len(slots)), place] = (codes[field][index] != 0) & ~(same & later).any(axis=1)
             pool[f"newest_{field}"][slots] = newest
+        for field in self.accounts.same_fields:
             pool[f"code_{field}"][slots, place] = codes[field][index]
         pool["ring_time"][slots, place] = view.time_ms
         pool["ring_amount"][slots, place] = view.amount_minor
         pool["ring_hash"][slots, place] = batch.event_hash[index]
         pool["ring_offset"][slots, place] = batch.offset[index]
+        pool["ring_verdict"][slots, place] = NO_VERDICT
+        pool["ring_norm"][slots, place] = self._fold_norm(view)
 
-    def _fold_summary(self, batch: EventBatch, view: View, index: I64, slots: Slots) -> None:
-        pool, time_ms = self.accounts.pool, view.time_ms
-        first = pool["first"][slots]
+    def _fold_norm(self, view: View) -> I64:
+        """Adds the amounts to the norms of their accounts; what each brought in, -1 without a rate."""
+        pool, priced = self.accounts.pool, view.amount_minor >= 0
+        scaled = np.where(priced, np.rint(LOG_SCALE * np.nan_to_num(view.log_amount)), 0)
+        brought = clipped_to_norm(scaled, *(view.row(name) for name in NORM))
+        for name, value in zip(NORM, (np.ones_like(brought), brought, brought * brought), strict=True):
+            pool[name][view.slots] += np.where(priced, value, 0)
+        return np.where(priced, brought, -1)
+
+    def _fold_summary(self, batch: EventBatch, view: View) -> None:
+        pool, time_ms, index, slots = self.accounts.pool, view.time_ms, view.index, view.slots
+        first, hour = pool["first"][slots], time_ms // 3_600_000
         pool["first"][slots] = np.where(first > NEVER, np.minimum(first, time_ms), time_ms)
         pool["newest"][slots] = np.maximum(pool["newest"][slots], time_ms)
-        pool["hours"][slots, (time_ms // 3_600_000) % 24] += 1
-        priced = view.amount_minor >= 0
-        scaled = np.where(priced, np.rint(LOG_SCALE * np.nan_to_num(view.log_amount)), 0).astype(np.int64)
-        pool["norm_n"][slots] += priced
-        pool["norm_sum"][slots] += scaled
-        pool["norm_squares"][slots] += scaled * scaled
+        pool["hours"][slots, hour % 24] += 1
+        pool["weekend"][slots] += np.asarray(is_weekend(hour), dtype=np.uint32)
         latitude, longitude = batch.latitude[index], batch.longitude[index]
         placed = np.isfinite(latitude) & np.isfinite(longitude)
         rows = slots[placed]
@@ -333,12 +347,31 @@ class FeatureState:
         result.lengths[index] = lengths
 
 
-def _compute(operators: Sequence[Operator], view: View, out: NDArray[np.float64]) -> None:
-    column = 0
-    for operator in operators:
-        for values in operator.compute(view):
-            out[:, column] = values
-            column += 1
+class Vector:
+    """The columns of a vector: those of the event alone are computed once per batch, the others per round."""
+
+    def __init__(self, declared: Sequence[Feature]) -> None:
+        self._of_events: list[tuple[EventOperator, int]] = []
+        self._of_accounts: list[tuple[AccountOperator, int]] = []
+        self.width = 0
+        for operator in declared:
+            if getattr(operator, "of_event", False):
+                self._of_events.append((cast(EventOperator, operator), self.width))
+            else:
+                self._of_accounts.append((cast(AccountOperator, operator), self.width))
+            self.width += len(operator.columns)
+
+    def of_events(self, view: EventView, out: NDArray[Any]) -> None:
+        """Fills its columns of `out` (B, width)."""
+        for operator, first in self._of_events:
+            for column, values in enumerate(operator.compute(view), first):
+                out[:, column] = values
+
+    def of_accounts(self, view: View, out: NDArray[Any]) -> None:
+        """Fills its columns of the view's events."""
+        for operator, first in self._of_accounts:
+            for column, values in enumerate(operator.compute(view), first):
+                out[view.index, column] = values
 
 
 def _rounds(slots: Slots, active: NDArray[np.bool_]) -> list[I64]:
@@ -358,6 +391,13 @@ def _rounds(slots: Slots, active: NDArray[np.bool_]) -> list[I64]:
 
 def check(domain: Domain) -> None:
     """Tries the domain's operators on one event. ConfigError names what one of them lacks."""
+    for feature in domain.step:
+        if hasattr(feature, "entity"):
+            raise ConfigError(
+                f"domain {domain.name!r}: {type(feature).__name__} {feature.columns[0].name!r} in `step`: step vectors "
+                "know the account alone, so that they are the same however many partitions there are; "
+                "declare it among the `aggregates`"
+            )
     state = FeatureState(domain, accounts=1, entities=1)
     batch = EventBatch(
         events=[{}],
@@ -371,6 +411,7 @@ def check(domain: Domain) -> None:
         categories={category.field: np.zeros(1, dtype=np.int16) for category in domain.categories},
         latitude=np.full(1, np.nan),
         longitude=np.full(1, np.nan),
+        numbers={field: np.full(1, np.nan) for field in domain.numbers},
     )
     state.admit_new(batch)
     try:
@@ -378,5 +419,5 @@ def check(domain: Domain) -> None:
     except (KeyError, ValueError) as error:
         raise ConfigError(
             f"domain {domain.name!r}: a feature names {error.args[0]!r}, which the domain does not declare among "
-            f"its windows, entities and categories"
+            f"its windows, entities, categories and numbers"
         ) from None

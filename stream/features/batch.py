@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,6 +33,8 @@ class EventBatch:
     categories: dict[str, NDArray[np.int16]]
     latitude: F64
     longitude: F64
+    numbers: dict[str, F64] = field(default_factory=dict)
+    """By field of the domain's `numbers`; NaN is missing."""
 
     def __len__(self) -> int:
         return len(self.accounts)
@@ -72,9 +74,9 @@ _Batch = TypeVar("_Batch", EventBatch, LabelBatch)
 def _part(batch: _Batch, start: int, stop: int) -> _Batch:
     chosen = slice(start, stop)
     fields: dict[str, Any] = {}
-    for field in dataclasses.fields(batch):
-        value = getattr(batch, field.name)
-        fields[field.name] = {k: v[chosen] for k, v in value.items()} if isinstance(value, dict) else value[chosen]
+    for column in dataclasses.fields(batch):
+        value = getattr(batch, column.name)
+        fields[column.name] = {k: v[chosen] for k, v in value.items()} if isinstance(value, dict) else value[chosen]
     return type(batch)(**fields)
 
 

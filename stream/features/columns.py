@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -15,6 +17,9 @@ from stream.features.spec import Category, Domain
 
 MAX_AMOUNT_MINOR = 10**15
 """Larger amounts count as this much, so that no sum of a window leaves int64."""
+
+MAX_NUMBER = 1e15
+"""A number of an attribute beyond this says nothing that float32 could carry to a model."""
 
 
 class MoneyConverter(Protocol):
@@ -52,6 +57,7 @@ class ColumnBuilder:
             categories={c.field: self._category(c, events) for c in domain.categories},
             latitude=_numbers(events, domain.latitude_field),
             longitude=_numbers(events, domain.longitude_field),
+            numbers={field: _plain_numbers(_values(events, field)) for field in domain.numbers},
         )
 
     def labels(
@@ -87,7 +93,7 @@ class ColumnBuilder:
 
     def _category(self, category: Category, events: Sequence[Mapping[str, Any]]) -> NDArray[np.int16]:
         known, field = self._codes[category.field], category.field
-        texts = [event.get(field) for event in events]
+        texts = _texts(events, field)
         codes = [known.get(text, -1) for text in texts]
         if -1 in codes:
             codes = [category_code(text, category.buckets) for text in texts]
@@ -111,6 +117,28 @@ def entity_codes(identities: Sequence[str | None]) -> NDArray[np.uint32]:
     """crc32 of each identity, 0 where it is missing (a crc of 0 becomes 1): (B,)."""
     crc32 = zlib.crc32
     return np.array([0 if i is None else crc32(i.encode()) or 1 for i in identities], dtype=np.uint32)
+
+
+def _values(events: Sequence[Mapping[str, Any]], field: str) -> list[Any]:
+    """A field's values, or those of a member of `attributes`; None where it is missing."""
+    head, dot, name = field.partition(".")
+    if not dot:
+        return [event.get(field) for event in events]
+    return [members.get(name) if isinstance(members := event.get(head), Mapping) else None for event in events]
+
+
+def _texts(events: Sequence[Mapping[str, Any]], field: str) -> list[str | None]:
+    """A field as text. Attributes may hold anything: a number or a truth value counts as its JSON text."""
+    values = _values(events, field)
+    if "." not in field:
+        return values
+    return [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+
+
+def _plain_numbers(values: list[Any]) -> NDArray[np.float64]:
+    """Numbers and truth values up to 1e15 in size; everything else is missing."""
+    found = [value if isinstance(value, int | float) and abs(value) <= MAX_NUMBER else math.nan for value in values]
+    return np.array(found, dtype=np.float64)
 
 
 def _numbers(events: Sequence[Mapping[str, Any]], field: str) -> NDArray[np.float64]:

@@ -1,155 +1,322 @@
-"""Windowed values of shared entities, for a whole batch at once, in closed form.
+"""What shared entities know before each event of a batch, for the whole batch at once, in closed form.
 
 An entity has its own clock: the newest event time that its partition saw, c_i = max(t_0..t_i). An event
 falls into the tile of the clock, so a late one counts as new, and tile numbers never go back along the
-log. Hence event i sees of window w exactly the earlier events j with q_j > q_i - 16 (q = clock // tile
-width), whatever the batches were: the row's tiles that are young enough, plus, inside the batch, a
-contiguous run that a binary search finds. A busy merchant costs one step, not one per event.
+log. Hence what event i sees does not depend on where batches were cut: the row's counts that are young
+enough, plus, inside the batch, the entity's earlier events. A busy merchant costs one step, not one per
+event. Events of one entity and day are a *group*: what is counted by the day is made once for each.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.features.pool import RowPool, Slots
-from stream.features.rows import NEVER, TILES, EntityRows
+from stream.features.batch import LabelBatch
+from stream.features.entity_rows import DAY_COUNTS, DAY_MS, EntityRows, moved_on
+from stream.features.pool import Slots
+from stream.features.rows import NEVER, TILES
 
 I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 _SEGMENT = 1 << 44
 """Above every clock in milliseconds (the year 2527), so that (segment, clock) sorts as one integer."""
 
 
-@dataclass(slots=True)
 class EntityValues:
-    """Values before each event, (B, W) and (B,). Zero, and NEVER, where the event has no such entity."""
+    """One kind of entity in one batch, before each event. All methods give (B,), NaN where there is no entity.
 
-    count: I64
-    sum_minor: I64
-    fraud: I64
-    last_fraud: I64
-    present: NDArray[np.bool_]
-
-    @classmethod
-    def nothing(cls, events: int, windows: int) -> EntityValues:
-        shape = (events, windows)
-        zero = np.zeros(shape, dtype=np.int64)
-        never = np.full(events, NEVER, dtype=np.int64)
-        return cls(zero, zero.copy(), zero.copy(), never, np.zeros(events, dtype=np.bool_))
-
-
-def evaluate_and_fold(
-    rows: EntityRows, slots: Slots, time_ms: I64, amount_minor: I64, offset: I64, *, use_others: bool
-) -> tuple[EntityValues, EntityValues, NDArray[np.bool_]]:
-    """Own values, own plus others' values, and where the others took part; then folds the events.
-
-    The events are in offset order; `slots` is -1 where an event has no such entity, is a duplicate, or is
-    already included in the row: such events see nothing and change nothing.
+    `slots` is -1 where an event has no such entity, is a duplicate, or is already included in the row.
+    Values include other partitions' counts where `use_others` is set and some were read; `fold` then adds
+    the batch's events to the rows, and must come after the last value was asked for.
     """
-    events, windows = len(slots), len(rows.widths_ms)
-    own = EntityValues.nothing(events, windows)
-    active = np.flatnonzero(slots >= 0)
-    shared = np.zeros(events, dtype=np.bool_)
-    if not len(active):
-        return own, own, shared
-    pool = rows.pool
-    order = active[np.argsort(slots[active], kind="stable")]
-    slot, amount = slots[order], np.maximum(amount_minor[order], 0)
-    starts = np.concatenate(([True], slot[1:] != slot[:-1]))
-    segment = np.cumsum(starts) - 1
-    clock = _segment_clock(np.maximum(time_ms[order], pool["clock"][slot]), segment)
-    tile = clock[:, None] // rows.widths_ms  # (n, W)
 
-    count, total, fraud = _tiles_at(pool, "", slot, tile)
-    first = np.flatnonzero(starts)[segment]
-    position = np.arange(len(order))
-    sums = np.concatenate(([0], np.cumsum(amount)))
-    for w in range(windows):
-        composite = segment * _SEGMENT + tile[:, w]
+    def __init__(
+        self, rows: EntityRows, slots: Slots, time_ms: I64, amount_minor: I64, offset: I64, *, use_others: bool
+    ) -> None:
+        self.rows, self._events = rows, len(slots)
+        active = np.flatnonzero(slots >= 0)
+        self.order = order = active[np.argsort(slots[active], kind="stable")]
+        self._slot, self._offset = slots[order], offset[order]
+        self._amount = np.maximum(amount_minor[order], 0)
+        self._starts = _changes(self._slot)
+        self._segment = np.cumsum(self._starts) - 1
+        self._first = np.flatnonzero(self._starts)  # (U,): position of each entity's first event
+        self._own = self._slot[self._first]
+        before = rows.pool["clock"][self._own]
+        self._clock = _running_maximum(np.maximum(time_ms[order], before[self._segment]), self._segment)
+        self._day = self._clock // DAY_MS
+        group_starts = self._starts | _changes(self._day)
+        self._group = np.cumsum(group_starts) - 1
+        self._group_first = np.flatnonzero(group_starts)  # (G,)
+        self.shared = np.zeros(self._events, dtype=np.bool_)
+        if use_others:
+            read = (rows.pool["other_clock"][self._own] > NEVER) | (rows.pool["other_last_fraud"][self._own] > NEVER)
+            self.shared[order] = read[self._segment]
+        self._others = bool(self.shared.any())
+        self._kept: dict[tuple[str, ...], NDArray[Any]] = {}
+        self._own_days: dict[str, NDArray[Any]] = {}
+
+    # --- counts of events
+
+    def count(self, window: str) -> F64:
+        """The entity's events in the window, before this one."""
+        return self._keep(("count", window), lambda: self._spread(self._count(window)))
+
+    def sum(self, window: str) -> F64:
+        """Their money in major units, by the day: of a window of a day or more. KeyError for another."""
+        return self._keep(("sum", window), lambda: self._spread(self._sum(window) / 100.0))
+
+    def _count(self, window: str) -> I64:
+        if window in self.rows.short:
+            return self._tiled(self.rows.short.index(window))
+        days = self.rows.days[window]
+        earlier = np.arange(len(self.order)) - self._group_first[self._group]
+        count: I64 = self._total("day_count", 0, days)[self._group] + earlier
+        return count
+
+    def _sum(self, window: str) -> I64:
+        amounts = np.cumsum(self._amount) - self._amount
+        earlier = amounts - amounts[self._group_first][self._group]
+        total: I64 = self._total("day_sum", 0, self.rows.days[window])[self._group] + earlier
+        return total
+
+    def _tiled(self, w: int) -> I64:
+        """Events in a short window's sixteen tiles: of the row, and earlier ones of the batch."""
+        width, pool = int(self.rows.widths_ms[w]), self.rows.pool
+        tile = self._clock // width
+        head = pool["clock"][self._own] // width
+        count = _young(pool["tiles"][self._own, w], self._segment, tile - head[self._segment])
+        if self._others:
+            head = pool["other_clock"][self._own] // width
+            count += _young(pool["other_tiles"][self._own, w], self._segment, tile - head[self._segment])
+        composite = self._segment * _SEGMENT + tile
         oldest = np.searchsorted(composite, composite - TILES, side="right")
-        oldest = np.maximum(oldest, first)
-        count[:, w] += position - oldest
-        total[:, w] += sums[position] - sums[oldest]
-    _scatter(own, order, count, total, fraud, pool["last_fraud"][slot])
-    merged = own
-    if use_others:
-        more = _tiles_at(pool, "other_", slot, tile)
-        last = np.maximum(pool["last_fraud"][slot], pool["other_last_fraud"][slot])
-        took_part = more[0].any(axis=1) | more[2].any(axis=1) | (last > pool["last_fraud"][slot])
-        if took_part.any():
-            shared[order] = took_part
-            merged = EntityValues.nothing(events, windows)
-            _scatter(merged, order, count + more[0], total + more[1], fraud + more[2], last)
-    _fold(pool, slot, segment, clock, tile, amount, offset[order])
-    return own, merged, shared
+        oldest = np.maximum(oldest, self._first[self._segment])
+        count += np.arange(len(self.order)) - oldest
+        return count
+
+    # --- verdicts: by the day of their events
+
+    def frauds(self, window: str, *, unexplained: bool) -> F64:
+        """Confirmed frauds among the events of the last (label delay + window)."""
+        name = "day_unexplained" if unexplained else "day_fraud"
+        until = self.rows.delay + self.rows.days[window]
+        return self._grouped((name, window), lambda: np.maximum(self._total(name, 0, until + 1), 0))
+
+    def fraud_share(self, window: str, *, unexplained: bool) -> F64:
+        """(frauds + 0.01) / (events + 1) of the window before the label delay, the day of arriving labels in part."""
+
+        name = "day_unexplained" if unexplained else "day_fraud"
+        delay, end = self.rows.delay, self.rows.delay + self.rows.days[window] + 1
+        frauds = np.maximum(self._total(name, delay, end), 0)[self._group]
+        whole = self._total("day_count", delay + 1, end)[self._group]
+        arriving = self._total("day_count", delay, delay + 1)[self._group]
+        events = np.maximum(whole + self._elapsed * arriving, frauds)
+        return self._spread((frauds + 0.01) / (events + 1.0))
+
+    @cached_property
+    def _elapsed(self) -> F64:
+        """(n,): how much of its day the clock has behind it."""
+        return self._clock % DAY_MS / DAY_MS
+
+    def streak(self, *, unexplained: bool) -> F64:
+        """Confirmed frauds since the newest day that brought an event known to be none."""
+        return self._grouped(("streak", str(unexplained)), lambda: self._streaks(unexplained)[0])
+
+    def streak_age(self, *, unexplained: bool) -> F64:
+        """Days from the first day of that streak; NaN without one."""
+        return self._grouped(("streak age", str(unexplained)), lambda: self._streaks(unexplained)[1])
+
+    def days_since_genuine(self) -> F64:
+        """Days back to the newest day older than the label delay with an event not confirmed as fraud; NaN if none."""
+
+        def compute() -> F64:
+            newest = self._newest_genuine()
+            return np.where(newest < self.rows.length, newest.astype(np.float64), np.nan)
+
+        return self._grouped(("genuine",), compute)
+
+    def last_fraud_ms(self) -> I64:
+        """When a fraud of the entity last became known; NEVER without one: (B,) int64."""
+        known = self.rows.pool["last_fraud"][self._own]
+        if self._others:
+            known = np.maximum(known, self.rows.pool["other_last_fraud"][self._own])
+        result = np.full(self._events, NEVER, dtype=np.int64)
+        result[self.order] = known[self._segment]
+        return result
+
+    def _newest_genuine(self) -> I64:
+        """(G,): places back to the newest day with a known genuine event; the row's length where there is none."""
+
+        def compute() -> I64:
+            genuine = self._days("day_count") > np.maximum(self._days("day_fraud"), 0)
+            genuine[:, : self.rows.delay] = False
+            return np.where(genuine.any(axis=1), genuine.argmax(axis=1), self.rows.length)
+
+        return self._keep(("newest genuine",), compute)
+
+    def _streaks(self, unexplained: bool) -> tuple[F64, F64]:
+        """Length and age of the streak of each group: (G,) each."""
+        frauds = self._days("day_unexplained" if unexplained else "day_fraud")
+        place = np.arange(self.rows.length)
+        streak = (frauds > 0) & (place < self._newest_genuine()[:, None])
+        length = np.where(streak, frauds, 0).sum(axis=1).astype(np.float64)
+        oldest = np.where(streak, place, -1).max(axis=1)
+        return length, np.where(oldest >= 0, oldest.astype(np.float64), np.nan)
+
+    # --- days by group
+
+    def _days(self, name: str) -> NDArray[Any]:
+        """(G, K): counts by age in days as they stood at each group's day, before its events."""
+
+        def compute() -> NDArray[Any]:
+            own = self._own_day(name)
+            if not self._others:
+                return own
+            pool, segment = self.rows.pool, self._segment[self._group_first]
+            behind = self._day[self._group_first] - (pool["other_clock"][self._own] // DAY_MS)[segment]
+            both: NDArray[Any] = own + moved_on(pool[f"other_{name}"][self._own][segment], behind)
+            return both
+
+        return self._keep(("days", name), compute)
+
+    def _own_day(self, name: str) -> NDArray[Any]:
+        """The same of the own partition alone; kept for the fold."""
+        found = self._own_days.get(name)
+        if found is not None:
+            return found
+        pool, first = self.rows.pool, self._group_first
+        day, opening = self._day[first], self._starts[first]
+        opened = np.flatnonzero(opening)
+        rank = np.arange(len(first)) - opened[np.cumsum(opening) - 1]  # days of the entity before, in the batch
+        days: NDArray[Any] = np.empty((len(first), self.rows.length), pool[name].dtype)
+        days[opened] = moved_on(pool[name][self._own], self._since_clock(day[opened], DAY_MS))
+        for later in range(1, int(rank.max(initial=0)) + 1):
+            chosen = np.flatnonzero(rank == later)
+            past = days[chosen - 1]
+            past[:, 0] += self._brought(name)[chosen - 1]
+            days[chosen] = moved_on(past, day[chosen] - day[chosen - 1])
+        self._own_days[name] = days
+        return days
+
+    def _since_clock(self, number: I64, width_ms: int) -> I64:
+        """(U,): from the tile of each row's clock to this one; 0 for a new row, which is empty anyway."""
+        clock = self.rows.pool["clock"][self._own]
+        return np.where(clock > NEVER, number - clock // width_ms, 0)
+
+    def _brought(self, name: str) -> I64:
+        """(G,): what the events of each group add to its day."""
+        if name == "day_count":
+            return np.diff(self._group_first, append=len(self.order))
+        if name == "day_sum" and len(self.order):
+            return np.add.reduceat(self._amount, self._group_first)
+        return np.zeros(len(self._group_first), dtype=np.int64)
+
+    def _total(self, name: str, start: int, end: int) -> I64:
+        """(G,): of the days in [start, end) back."""
+
+        def compute() -> I64:
+            days = self._days(name)
+            sums = np.zeros((days.shape[0], days.shape[1] + 1), dtype=np.int64)
+            np.cumsum(days, axis=1, out=sums[:, 1:])
+            return sums
+
+        sums = self._keep(("sums", name), compute)
+        total: I64 = sums[:, end] - sums[:, start]
+        return total
+
+    # --- from groups and entities to events
+
+    def _grouped(self, key: tuple[str, ...], compute: Callable[[], NDArray[Any]]) -> F64:
+        return self._keep(key, lambda: self._spread(compute()[self._group]))
+
+    def _spread(self, values: NDArray[Any]) -> F64:
+        """Values in the order of entities to those in the order of events."""
+        result = np.full(self._events, np.nan)
+        result[self.order] = values
+        return result
+
+    def _keep(self, key: tuple[str, ...], compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        value = self._kept.get(key)
+        if value is None:
+            value = self._kept[key] = compute()
+        return value
+
+    # --- the rows after the batch
+
+    def fold(self) -> None:
+        """Adds the batch's events to the rows of their entities."""
+        if not len(self.order):
+            return
+        pool, last = self.rows.pool, np.flatnonzero(np.append(self._starts[1:], True))
+        for w, width in enumerate(self.rows.widths_ms.tolist()):
+            self._fold_tiles(w, width, self._clock // width, last)
+        last_group = self._group[last]
+        for name in (*DAY_COUNTS, "day_sum"):
+            days = self._own_day(name)[last_group]
+            days[:, 0] += self._brought(name)[last_group]
+            pool[name][self._own] = days
+        pool["clock"][self._own] = self._clock[last]
+        pool["offset"][self._own] = self._offset[last] + 1
+        pool.dirty[self._own] = True
+
+    def _fold_tiles(self, w: int, width: int, tile: I64, last: I64) -> None:
+        pool, newest = self.rows.pool, tile[last]
+        tiles = moved_on(pool["tiles"][self._own, w], self._since_clock(newest, width))
+        age = newest[self._segment] - tile
+        young = age < TILES
+        places = self._segment[young] * TILES + age[young]
+        tiles = tiles + np.bincount(places, minlength=tiles.size).reshape(tiles.shape)
+        pool["tiles"][self._own, w] = tiles
 
 
-def _segment_clock(clock: I64, segment: I64) -> I64:
-    """Running maximum within each segment: (n,)."""
-    shifted = np.maximum.accumulate(clock + segment * _SEGMENT)
-    return shifted - segment * _SEGMENT
+def fold_labels(rows: EntityRows, slots: Slots, batch: LabelBatch, change: I64, unexplained: I64) -> None:
+    """Counts L labels on the days of their events: `change` and `unexplained` are +1, -1 (a revision) or 0.
 
-
-def _tiles_at(pool: RowPool, prefix: str, slot: Slots, tile: I64) -> tuple[I64, I64, I64]:
-    """Count, sum and frauds of the tiles in (tile - 16, tile]: three of (n, W)."""
-    epoch = pool[f"{prefix}tile_epoch"][slot]
-    young = (epoch > (tile - TILES)[:, :, None]) & (epoch <= tile[:, :, None]) & (epoch >= 0)
-    count, total, fraud = (
-        np.where(young, pool[f"{prefix}tile_{name}"][slot], 0).sum(axis=2, dtype=np.int64)
-        for name in ("count", "sum", "fraud")
-    )
-    return count, total, fraud
-
-
-def _scatter(values: EntityValues, order: I64, count: I64, total: I64, fraud: I64, last_fraud: I64) -> None:
-    values.count[order] = count
-    values.sum_minor[order] = total
-    values.fraud[order] = fraud
-    values.last_fraud[order] = last_fraud
-    values.present[order] = True
-
-
-def _fold(pool: RowPool, slot: Slots, segment: I64, clock: I64, tile: I64, amount: I64, offset: I64) -> None:
-    last = np.flatnonzero(np.concatenate((segment[1:] != segment[:-1], [True])))
-    for w in range(tile.shape[1]):
-        groups = np.flatnonzero(np.concatenate(([True], (segment[1:] != segment[:-1]) | (tile[1:, w] != tile[:-1, w]))))
-        rows, tiles = slot[groups], tile[groups, w]
-        place = tiles % TILES
-        same = pool["tile_epoch"][rows, w, place] == tiles
-        counts = np.diff(np.append(groups, len(slot)))
-        sums = np.add.reduceat(amount, groups)
-        # Where one row's groups meet in a place, the later assignment wins: it is the younger tile.
-        for name, new in (("tile_count", counts), ("tile_sum", sums), ("tile_fraud", np.zeros_like(counts))):
-            pool[name][rows, w, place] = new + np.where(same, pool[name][rows, w, place], 0)
-        pool["tile_epoch"][rows, w, place] = tiles
-    pool["clock"][slot[last]] = clock[last]
-    pool["offset"][slot[last]] = offset[last] + 1
-    pool.dirty[slot[last]] = True
-
-
-def fold_labels(rows: EntityRows, slots: Slots, change: I64, known_ms: I64, offset: I64) -> None:
-    """Adds `change` (+1 a confirmed fraud, -1 a revision, 0 genuine) of each label to its entity's tiles.
-
-    A fraud counts in the tile of the entity's clock: when it became known, by the partition's own time.
-    `slots` is -1 where there is nothing to do; the labels are in offset order.
+    `slots` is -1 where there is nothing to do; the labels are in offset order. An event later than the
+    entity's clock counts on the day of the clock, one older than the row remembers not at all.
     """
     active = np.flatnonzero(slots >= 0)
     if not len(active):
         return
     pool, slot = rows.pool, slots[active]
-    counted = (change[active] != 0) & (pool["clock"][slot] > NEVER)
-    chosen, delta = slot[counted], change[active][counted]
-    for w, width in enumerate(rows.widths_ms.tolist()):
-        tiles = pool["clock"][chosen] // width
-        place = tiles % TILES
-        stale = pool["tile_epoch"][chosen, w, place] != tiles
-        for name in ("tile_count", "tile_sum", "tile_fraud"):
-            pool[name][chosen[stale], w, place[stale]] = 0
-        pool["tile_epoch"][chosen, w, place] = tiles
-        np.add.at(pool["tile_fraud"], (chosen, w, place), delta)
+    clock = pool["clock"][slot]
+    place = np.maximum(clock // DAY_MS - batch.time_ms[active] // DAY_MS, 0)
+    counted = (clock > NEVER) & (place < rows.length)
+    at = slot[counted], place[counted]
+    np.add.at(pool["day_fraud"], at, change[active][counted])
+    np.add.at(pool["day_unexplained"], at, unexplained[active][counted])
     confirmed = change[active] > 0
-    np.maximum.at(pool["last_fraud"], slot[confirmed], known_ms[active][confirmed])
-    np.maximum.at(pool["labels_offset"], slot, offset[active] + 1)
+    np.maximum.at(pool["last_fraud"], slot[confirmed], batch.known_ms[active][confirmed])
+    np.maximum.at(pool["labels_offset"], slot, batch.offset[active] + 1)
     pool.dirty[slot] = True
+
+
+def _changes(values: I64) -> Bools:
+    """Where a value differs from the one before it; the first does."""
+    different = np.ones(len(values), dtype=np.bool_)
+    np.not_equal(values[1:], values[:-1], out=different[1:])
+    return different
+
+
+def _running_maximum(values: I64, segment: I64) -> I64:
+    """Running maximum within each segment: (n,)."""
+    return np.maximum.accumulate(values + segment * _SEGMENT) - segment * _SEGMENT
+
+
+def _young(tiles: NDArray[np.int32], segment: I64, passed: I64) -> I64:
+    """(n,): sum of a row's tiles that are still in the window when its clock's tile is `passed` back.
+
+    `tiles` (U, 16) by age. Negative `passed`: tiles later than the event are left out.
+    """
+    sums = np.zeros((len(tiles), TILES + 1), dtype=np.int64)
+    np.cumsum(tiles, axis=1, out=sums[:, 1:])
+    end, start = np.clip(TILES - passed, 0, TILES), np.clip(-passed, 0, TILES)
+    count: I64 = sums[segment, end] - sums[segment, start]
+    return count

@@ -1,8 +1,8 @@
 """What a row holds, and its packed form in the store.
 
 An account's row keeps its last 64 events exactly (the ring), the step vectors of the last T, its own
-norm, and, only once it has had more than 64 events, tiles of those that left the ring. An entity's row
-keeps tiles alone: events are not remembered one by one, because a busy merchant has too many.
+norm, and, only once it has had more than 64 events, tiles of those that left the ring. What an entity's
+row keeps is in entity_rows.py.
 
 Packed, a row is `offset i64, labels_offset i64, class u8` and then the fields of that class. The class
 says how much of the ring is in use, so a young account's row is small; it is a function of the row's
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from stream.errors import ConfigError
 from stream.features.pool import RowField, RowPool, Slots
-from stream.features.spec import Domain, Entity, window_ms
+from stream.features.spec import Domain, window_ms
 
 RING = 64
 """Events that an account remembers exactly; also how far back a duplicate is recognised."""
@@ -30,12 +30,16 @@ _SHORTEST_WINDOW_MS = 60_000
 """Tile numbers are int32: a tile of this window still has room until the year 2100."""
 NEVER = -(2**62)
 """A time before all times."""
+NO_VERDICT, GENUINE, FRAUD, UNEXPLAINED = 0, 1, 2, 3
+"""Verdicts on a remembered event. Unexplained: a fraud whose amount was normal for its account."""
 
 _RING_FIELDS = (
     RowField("ring_time", "<i8", (RING,), NEVER),
     RowField("ring_amount", "<i8", (RING,)),
     RowField("ring_hash", "<u8", (RING,)),
     RowField("ring_offset", "<i8", (RING,), -1),
+    RowField("ring_norm", "<i2", (RING,), -1),  # what the norm took in; -1 nothing, -2 - x once x was taken out
+    RowField("ring_verdict", "u1", (RING,)),
 )
 _LABEL_FIELDS = (
     RowField("label_count", "<i4"),
@@ -43,18 +47,20 @@ _LABEL_FIELDS = (
     RowField("label_offset", "<i8", (LABEL_RING,), -1),
     RowField("label_fraud", "u1", (LABEL_RING,)),
     RowField("label_change", "i1", (LABEL_RING,)),
+    RowField("label_unexplained", "i1", (LABEL_RING,)),
 )
-_HEADER_FIELDS = (RowField("offset", "<i8"), RowField("labels_offset", "<i8"))
+HEADER_FIELDS = (RowField("offset", "<i8"), RowField("labels_offset", "<i8"))
 _SUMMARY_FIELDS = (
     RowField("folded", "<i8"),  # events folded ever: the ring's head
     RowField("since", "<i8"),  # value of `folded` when the account last began anew
     RowField("first", "<i8", (), NEVER),
     RowField("newest", "<i8", (), NEVER),
     RowField("left", "<i8", (), NEVER),  # newest of the events that left the ring
-    RowField("norm_n", "<i8"),  # the account's own norm: sums of the log amount in 1/1000, fraud taken out
+    RowField("norm_n", "<i8"),  # the account's own norm: sums of the log amount in 1/1000, clipped, fraud taken out
     RowField("norm_sum", "<i8"),
     RowField("norm_squares", "<i8"),
     RowField("hours", "<u4", (24,)),  # likewise without fraud
+    RowField("weekend", "<u4"),  # of these, on a Saturday or Sunday (UTC)
     RowField("place_time", "<i8", (), NEVER),
     RowField("place_latitude", "<f8"),
     RowField("place_longitude", "<f8"),
@@ -69,21 +75,23 @@ _BEGIN_ANEW = (
     "norm_sum",
     "norm_squares",
     "hours",
+    "weekend",
+    "ring_norm",
+    "ring_verdict",
     "place_time",
     "frauds",
     "last_fraud",
 )
 
 
-def tile_fields(windows: int, *, fraud: bool) -> tuple[RowField, ...]:
+def _tile_fields(windows: int) -> tuple[RowField, ...]:
     """Tiles of `windows` windows. `tile_epoch` is the absolute tile number in each place."""
-    fields = (
+    return (
         RowField("tile_epoch", "<i4", (windows, TILES), -1),
         RowField("tile_count", "<i4", (windows, TILES)),
         RowField("tile_sum", "<i8", (windows, TILES)),
+        RowField("tile_bits", "<u8", (windows, TILES)),
     )
-    last = RowField("tile_fraud", "<i4", (windows, TILES)) if fraud else RowField("tile_bits", "<u8", (windows, TILES))
-    return (*fields, last)
 
 
 def tile_widths_ms(windows: Sequence[str]) -> NDArray[np.int64]:
@@ -103,20 +111,27 @@ def code_bits(codes: NDArray[np.uint32]) -> NDArray[np.uint64]:
 class AccountRows:
     """The accounts' pool of one domain, with the packing of its rows."""
 
-    def __init__(self, domain: Domain, capacity: int, same_fields: Sequence[str]) -> None:
-        """`same_fields`: entities or categories whose code each ring entry keeps (in `code_<field>`)."""
+    def __init__(
+        self, domain: Domain, capacity: int, same_fields: Sequence[str], distinct_fields: Sequence[str]
+    ) -> None:
+        """`same_fields`: entities or categories whose code each ring entry keeps (in `code_<field>`).
+
+        `distinct_fields`: those of them whose different values are counted (by `newest_<field>`).
+        """
         self.windows = domain.windows
         self.window_ms = np.array([window_ms(window) for window in domain.windows], dtype=np.int64)
         self.horizon_ms = int(self.window_ms.max())
+        self.delay_ms = window_ms(domain.label_delay)
         self.same_fields = tuple(same_fields)
-        self.tile_field = same_fields[0] if same_fields else None  # whose distinct values the tiles remember
+        self.distinct_fields = tuple(distinct_fields)
+        self.tile_field = distinct_fields[0] if distinct_fields else None  # whose distinct values the tiles remember
         step = RowField("steps", "<f2", (domain.sequence_length, len(domain.step_columns)))
         codes = tuple(RowField(f"code_{name}", "<u4", (RING,)) for name in self.same_fields)
-        newest = tuple(RowField(f"newest_{name}", "?", (RING,)) for name in self.same_fields)
+        newest = tuple(RowField(f"newest_{name}", "?", (RING,)) for name in self.distinct_fields)
         self._ring = (*_RING_FIELDS, *codes, *newest)
-        self._tiles = tile_fields(len(domain.windows), fraud=False)
+        self._tiles = _tile_fields(len(domain.windows))
         self._step = step
-        fields = (*_HEADER_FIELDS, *_SUMMARY_FIELDS, *self._ring, *_LABEL_FIELDS, *self._tiles, step)
+        fields = (*HEADER_FIELDS, *_SUMMARY_FIELDS, *self._ring, *_LABEL_FIELDS, *self._tiles, step)
         self.pool = RowPool("account", fields, capacity)
         self.unflushed_events = np.zeros(capacity, dtype=np.int32)  # folded since the row was last in the store
         self.unflushed_labels = np.zeros(capacity, dtype=np.int32)
@@ -126,14 +141,14 @@ class AccountRows:
         """Idle past the horizon: everything but the ids and offsets of past events is forgotten."""
         pool = self.pool
         empty = {field.name: field.empty for field in pool.fields}
-        for name in (*_BEGIN_ANEW, "ring_time", "tile_epoch", *(f"newest_{name}" for name in self.same_fields)):
+        for name in (*_BEGIN_ANEW, "ring_time", "tile_epoch", *(f"newest_{name}" for name in self.distinct_fields)):
             pool[name][slots] = empty[name]
         pool["since"][slots] = pool["folded"][slots]
 
     def _class_dtype(self, code: int) -> np.dtype[np.void]:
         """Class bits: 0-1 ring size 8, 16, 32, 64; 2 labels present; 3 tiles present."""
         ring, labels, tiles = 8 << (code & 3), code & 4, code & 8
-        parts: list[tuple[str, str, tuple[int, ...]]] = [(f.name, f.dtype, f.shape) for f in _HEADER_FIELDS]
+        parts: list[tuple[str, str, tuple[int, ...]]] = [(f.name, f.dtype, f.shape) for f in HEADER_FIELDS]
         parts.append(("class", "u1", ()))
         parts += [(f.name, f.dtype, f.shape) for f in _SUMMARY_FIELDS]
         parts += [(f.name, f.dtype, (ring,)) for f in self._ring]
@@ -151,59 +166,11 @@ class AccountRows:
         folded = pool["folded"][slots]
         ring_class = np.searchsorted(np.array([8, 16, 32]), np.minimum(folded, RING), side="left")
         codes = ring_class + 4 * (pool["label_count"][slots] > 0) + 8 * (folded > RING)
-        return _pack_classes(pool, slots, codes, self._dtypes)
+        return pack_classes(pool, slots, codes, self._dtypes)
 
     def unpack(self, slots: Slots, rows: Sequence[bytes]) -> None:
         """Fills empty rows from their bytes. ValueError when bytes are of no known class or length."""
-        _unpack_classes(self.pool, slots, rows, self._dtypes)
-
-
-class EntityRows:
-    """The pool of one kind of entity: own partials, and what the other partitions showed of theirs."""
-
-    def __init__(self, entity: Entity, capacity: int) -> None:
-        self.entity = entity
-        self.widths_ms = tile_widths_ms(entity.windows)
-        tiles = tile_fields(len(entity.windows), fraud=True)
-        fields = (
-            *_HEADER_FIELDS,
-            RowField("clock", "<i8", (), NEVER),  # newest event time that this partition saw
-            RowField("last_fraud", "<i8", (), NEVER),
-            *tiles,
-        )
-        others = tuple(RowField(f"other_{f.name}", f.dtype, f.shape, f.empty) for f in tiles)
-        seen = (RowField("other_last_fraud", "<i8", (), NEVER), RowField("other_read_ms", "<i8", (), NEVER))
-        self.pool = RowPool(entity.name, (*fields, *others, *seen), capacity)
-        self._dtype = np.dtype(
-            [(fields[0].name, "<i8"), (fields[1].name, "<i8"), ("class", "u1")]
-            + [(f.name, f.dtype, f.shape) for f in fields[2:]]
-        )
-
-    def pack(self, slots: Slots) -> list[bytes]:
-        return _pack_classes(self.pool, slots, np.zeros(len(slots), dtype=np.int64), {0: self._dtype})
-
-    def unpack(self, slots: Slots, rows: Sequence[bytes]) -> None:
-        _unpack_classes(self.pool, slots, rows, {0: self._dtype})
-
-    def set_others(self, slots: Slots, copies: Sequence[dict[int, bytes]], own: Sequence[int], now_ms: int) -> None:
-        """Takes in the other partitions' partials of each row, as they were read at `now_ms`."""
-        pool = self.pool
-        flat = [(slot, row) for slot, rows, p in zip(slots.tolist(), copies, own, strict=True)
-                for partition, row in sorted(rows.items()) if partition != p]  # fmt: skip
-        for name in ("other_tile_epoch", "other_last_fraud"):
-            pool[name][slots] = -1 if name == "other_tile_epoch" else NEVER
-        for name in ("other_tile_count", "other_tile_sum", "other_tile_fraud"):
-            pool[name][slots] = 0
-        pool["other_read_ms"][slots] = now_ms
-        if not flat:
-            return
-        targets = np.array([slot for slot, _ in flat], dtype=np.int64)
-        partials = _structured([row for _, row in flat], self._dtype)
-        np.maximum.at(pool["other_tile_epoch"], targets, partials["tile_epoch"])
-        np.maximum.at(pool["other_last_fraud"], targets, partials["last_fraud"])
-        current = partials["tile_epoch"] == pool["other_tile_epoch"][targets]
-        for name in ("tile_count", "tile_sum", "tile_fraud"):
-            np.add.at(pool[f"other_{name}"], targets, np.where(current, partials[name], 0))
+        unpack_classes(self.pool, slots, rows, self._dtypes)
 
 
 def row_offsets(row: bytes) -> tuple[int, int]:
@@ -212,13 +179,13 @@ def row_offsets(row: bytes) -> tuple[int, int]:
     return transactions, labels
 
 
-def _structured(rows: Sequence[bytes], dtype: np.dtype[np.void]) -> NDArray[np.void]:
+def structured(rows: Sequence[bytes], dtype: np.dtype[np.void]) -> NDArray[np.void]:
     if any(len(row) != dtype.itemsize for row in rows):
         raise ValueError(f"packed rows that are not {dtype.itemsize} bytes long: not written by this version")
     return np.frombuffer(b"".join(rows), dtype=dtype)
 
 
-def _pack_classes(
+def pack_classes(
     pool: RowPool, slots: Slots, codes: NDArray[np.int64], dtypes: dict[int, np.dtype[np.void]]
 ) -> list[bytes]:
     packed: list[bytes] = [b""] * len(slots)
@@ -240,7 +207,7 @@ def _pack_classes(
     return packed
 
 
-def _unpack_classes(pool: RowPool, slots: Slots, rows: Sequence[bytes], dtypes: dict[int, np.dtype[np.void]]) -> None:
+def unpack_classes(pool: RowPool, slots: Slots, rows: Sequence[bytes], dtypes: dict[int, np.dtype[np.void]]) -> None:
     class_byte = 16
     codes = np.array([row[class_byte] if len(row) > class_byte else -1 for row in rows], dtype=np.int64)
     for code in np.unique(codes).tolist():
@@ -248,7 +215,7 @@ def _unpack_classes(pool: RowPool, slots: Slots, rows: Sequence[bytes], dtypes: 
             raise ValueError(f"a packed row of class {code}: not written by this version")
         chosen = np.flatnonzero(codes == code)
         dtype = dtypes[code]
-        table = _structured([rows[i] for i in chosen.tolist()], dtype)
+        table = structured([rows[i] for i in chosen.tolist()], dtype)
         for name in dtype.names or ():
             shape = table[name].shape[1:]
             if name == "class":

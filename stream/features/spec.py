@@ -51,7 +51,7 @@ class Column:
 class Feature(Protocol):
     """A declared operator: a frozen dataclass of plain values, so that it serialises.
 
-    How it computes is in `operators.py`; the declaration needs only its columns.
+    How it computes is in `operators/`; the declaration needs only its columns.
     """
 
     @property
@@ -60,7 +60,10 @@ class Feature(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """Something that accounts share: a merchant, a terminal. `windows` are of its tiles."""
+    """Something that accounts share: a merchant, a terminal. `windows` are what is kept for it.
+
+    A window up to a day is kept in sixteen tiles; a longer one must be whole days and is kept by the day.
+    """
 
     name: str
     field: str
@@ -69,7 +72,10 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """A text field as a code: crc32 of the text, modulo `buckets`, plus one; 0 when it is missing."""
+    """A text field as a code: crc32 of the text, modulo `buckets`, plus one; 0 when it is missing.
+
+    `attributes.NAME` is a member of the event's `attributes`.
+    """
 
     field: str
     buckets: int
@@ -107,6 +113,10 @@ class Domain:
     base_currency: str
     sequence_length: int = 16
     windows: tuple[str, ...] = ("10min", "1h", "24h", "7d", "30d")
+    label_delay: str = "7d"
+    """By then a fraud is usually confirmed: an older event without a verdict counts as genuine."""
+    numbers: tuple[str, ...] = ()
+    """Number fields that features use beside the amount; `attributes.NAME` is a member of `attributes`."""
     event_id_field: str = "event_id"
     account_field: str = "account_id"
     time_field: str = "timestamp"
@@ -132,7 +142,7 @@ class Domain:
         """What decides rows and vectors, as plain values. Words and policy defaults are left out."""
         left_out = {"event", "label", "reasons", "alert_rate"}
         names = [f.name for f in dataclasses.fields(self) if f.name not in left_out]
-        return {"layout": 1} | {name: _plain(getattr(self, name)) for name in names}
+        return {"layout": 2} | {name: _plain(getattr(self, name)) for name in names}
 
     @property
     def spec_id(self) -> str:

@@ -1,4 +1,4 @@
-"""What an operator sees: one event each of n different accounts, and the accounts' rows before it.
+"""What an account's operator sees: one event each of n different accounts, and the accounts' rows before it.
 
 Values are computed when first asked for and kept for the round, so operators that share a window share
 the work. Everything is (n,) float64 unless said otherwise; NaN means missing.
@@ -7,35 +7,25 @@ the work. Everything is (n,) float64 unless said otherwise; NaN means missing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.features.batch import EventBatch
-from stream.features.entities import EntityValues
+from stream.features.event_view import EventView
+from stream.features.norm import norm_mean, norm_spread
 from stream.features.pool import Slots
-from stream.features.rows import NEVER, TILES, AccountRows, EntityRows, code_bits
+from stream.features.rows import NEVER, TILES, AccountRows, code_bits
 from stream.features.spec import window_ms
+from stream.features.verdicts import NO_AGE, Verdicts, count_true
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-LOG_SCALE = 1000
-"""The norm's sums hold round(1000 * ln(1 + amount)): integers, so that fraud can be taken out again."""
 _EARTH_KM = 6371.0088
 _WIDTH_BITS = 64
-
-
-@dataclass(slots=True)
-class EntityColumns:
-    """Values of one entity kind for the batch, by scope: `own` partition, or `all` that are known."""
-
-    rows: EntityRows
-    own: EntityValues
-    all: EntityValues
 
 
 class View:
@@ -43,36 +33,28 @@ class View:
 
     def __init__(
         self,
-        batch: EventBatch,
+        event: EventView,
         codes: dict[str, NDArray[np.uint32]],
-        entities: dict[str, EntityColumns],
         accounts: AccountRows,
         index: I64,
         slots: Slots,
     ) -> None:
-        self._batch, self._codes, self._entities = batch, codes, entities
+        self._event, self._codes = event, codes
         self._accounts, self.index, self.slots = accounts, index, slots
-        self.time_ms: I64 = batch.time_ms[index]
-        self.amount_minor: I64 = batch.amount_minor[index]
-        self.scope = "own"
+        self.time_ms: I64 = event.time_ms[index]
+        self.amount_minor: I64 = event.batch.amount_minor[index]
         self._kept: dict[tuple[str, ...], NDArray[Any]] = {}
-        self._entity_values: dict[tuple[str, str], EntityValues] = {}
         self._tiles: dict[str, tuple[I64, Bools, int]] = {}
 
     # --- the event itself
 
-    @property
-    def amount(self) -> F64:
-        """In major units of the base currency; NaN without a rate."""
-        return self._keep(("amount",), lambda: np.where(self.amount_minor < 0, np.nan, self.amount_minor / 100.0))
-
-    @property
+    @cached_property
     def log_amount(self) -> F64:
-        return self._keep(("log_amount",), lambda: np.log1p(self.amount))
+        return self._event.log_amount[self.index]
 
-    def category(self, field: str) -> F64:
-        """Category code; 0 is missing."""
-        return self._batch.categories[field][self.index].astype(np.float64)
+    def code(self, field: str) -> NDArray[np.uint32]:
+        """Code of an entity or category that the ring keeps; 0 is missing."""
+        return self._codes[field][self.index]
 
     # --- the account's ring
 
@@ -80,175 +62,144 @@ class View:
         """A field of the account's row before the event: (n, *shape)."""
         return self._keep(("row", name), lambda: self._accounts.pool[name][self.slots])
 
-    @property
-    def age_ms(self) -> I64:
-        """(n, 64): age of each remembered event at this one; negative for those of later times."""
-        return self._keep(("age",), lambda: self.time_ms[:, None] - self.row("ring_time"))
-
-    @property
-    def inside_all(self) -> Bools:
-        """(n, W, 64): remembered events in (t - window, t] of each of the domain's windows."""
-
-        def compute() -> Bools:
-            age = self.age_ms[:, None, :]
-            return (age >= 0) & (age < self._accounts.window_ms[:, None])
-
-        return self._keep(("inside",), compute)
+    @cached_property
+    def age_ms(self) -> NDArray[np.uint64]:
+        """(n, 64): age of each remembered event at this one. Those of later times, and empty places, are beyond
+        any window, because a negative age becomes a huge one.
+        """
+        age: NDArray[np.uint64] = (self.time_ms[:, None] - self.row("ring_time")).view(np.uint64)
+        return age
 
     def inside(self, window: str) -> Bools:
-        """(n, 64): the same of one window."""
-        return self.inside_all[:, self._window(window)]
+        """(n, 64): remembered events in (t - window, t]."""
+        return self.younger(window_ms(window))
 
-    def _window(self, window: str) -> int:
-        return self._accounts.windows.index(window)
+    def younger(self, age_ms: int) -> Bools:
+        """(n, 64): remembered events in (t - age, t]."""
+        return self._keep(("younger", str(age_ms)), lambda: self.age_ms < np.uint64(age_ms))
 
     def same(self, field: str) -> Bools:
         """(n, 64): remembered events with this event's code of `field`; none where it is missing."""
-        code = self._codes[field][self.index]
+        code = self.code(field)
         return self._keep(("same", field), lambda: (self.row(f"code_{field}") == code[:, None]) & (code != 0)[:, None])
 
     def count(self, window: str) -> F64:
         """Events in the window, this one included."""
-        remembered = self._keep(("counts",), lambda: np.count_nonzero(self.inside_all, axis=2))
         return self._keep(
-            ("count", window), lambda: remembered[:, self._window(window)] + 1.0 + self._tiled("tile_count", window)
+            ("count", window), lambda: count_true(self.inside(window)) + 1.0 + self._tiled("tile_count", window)
         )
+
+    @cached_property
+    def _ring_minor(self) -> I64:
+        """(n, 64): remembered amounts; no rate counts as 0."""
+        amounts: I64 = np.maximum(self.row("ring_amount"), 0)
+        return amounts
+
+    def _minor_inside(self, window: str) -> I64:
+        """(n, 64): amounts of the remembered events in the window, 0 elsewhere."""
+        minor: I64 = self._keep(("minor", window), lambda: self._ring_minor * self.inside(window))
+        return minor
 
     def sum(self, window: str) -> F64:
         """Sum of amounts in the window in major units, this one included; no rate counts as 0."""
 
-        def remembered() -> I64:
-            amounts: I64 = np.maximum(self.row("ring_amount"), 0)[:, None, :]
-            sums: I64 = np.where(self.inside_all, amounts, 0).sum(axis=2)
-            return sums
-
         def compute() -> F64:
-            inside = self._keep(("sums",), remembered)[:, self._window(window)]
-            total: I64 = inside + np.maximum(self.amount_minor, 0) + self._tiled("tile_sum", window)
+            remembered: I64 = self._minor_inside(window).sum(axis=1)
+            total = remembered + np.maximum(self.amount_minor, 0) + self._tiled("tile_sum", window)
             return total / 100.0
 
         return self._keep(("sum", window), compute)
+
+    def largest_minor(self, window: str) -> I64:
+        """Largest remembered amount in the window, in minor units, int64; 0 if there is none."""
+        return self._keep(("largest", window), lambda: self._minor_inside(window).max(axis=1))
 
     def distinct(self, field: str, window: str) -> F64:
         """Different codes of `field` in the window, this event's included; missing ones don't count."""
 
         def compute() -> F64:
             newest = self._keep(("others", field), lambda: self.row(f"newest_{field}") & ~self.same(field))
-            known = np.count_nonzero(self.inside(window) & newest, axis=1)
+            known = count_true(self.inside(window) & newest)
             late = np.flatnonzero(self.time_ms < self.row("newest"))
             if len(late):  # the newest of a code may lie after a late event, an older one before it
                 others = self.inside(window)[late] & ~self.same(field)[late]
                 codes = np.sort(np.where(others, self.row(f"code_{field}")[late], 0), axis=1)
                 known[late] = (np.diff(codes, axis=1) != 0).sum(axis=1) + (codes[:, 0] != 0)
-            exact = (known + (self._codes[field][self.index] != 0)).astype(np.float64)
+            exact = (known + (self.code(field) != 0)).astype(np.float64)
             return self._tiled_distinct(field, window, exact) if field == self._accounts.tile_field else exact
 
         return self._keep(("distinct", field, window), compute)
 
     def since_same(self, field: str) -> F64:
         """Seconds since the account's last remembered event with the same code of `field`; NaN if none."""
+        return self._keep(("since_same", field), lambda: _least(self.age_ms, self.same(field)) / 1000.0)
 
-        def compute() -> F64:
-            candidates = self.same(field) & (self.age_ms >= 0) & (self.row("ring_time") > NEVER)
-            age = np.where(candidates, self.age_ms, np.iinfo(np.int64).max).min(axis=1)
-            return np.where(candidates.any(axis=1), age / 1000.0, np.nan)
-
-        return self._keep(("since_same", field), compute)
-
-    @property
+    @cached_property
     def gap(self) -> F64:
         """Seconds since the account's last event at or before this one; NaN for the first."""
+        age = self.age_ms.min(axis=1)
+        return np.where(age < NO_AGE, age.astype(np.float64) / 1000.0, np.nan)
 
-        def compute() -> F64:
-            valid = (self.age_ms >= 0) & (self.row("ring_time") > NEVER)
-            age = np.where(valid, self.age_ms, np.iinfo(np.int64).max).min(axis=1)
-            return np.where(valid.any(axis=1), age / 1000.0, np.nan)
-
-        return self._keep(("gap",), compute)
-
-    @property
+    @cached_property
     def saturated(self) -> Bools:
         """(n,): an event that left the ring is later than the start of the longest window."""
         return self.row("left") > self.time_ms - self._accounts.horizon_ms
 
-    # --- the account's own norm
+    @cached_property
+    def verdicts(self) -> Verdicts:
+        """What is known of the account's own events."""
+        return Verdicts(self.age_ms, self.row("ring_verdict"), self._accounts.delay_ms)
 
-    @property
-    def norm_count(self) -> F64:
-        return self._keep(("norm_n",), lambda: np.maximum(self.row("norm_n"), 0).astype(np.float64))
+    # --- the account's own norm and habits
 
-    @property
+    @cached_property
     def norm_mean(self) -> F64:
-        """Mean of ln(1 + amount) over the account's past, confirmed fraud excluded; NaN without a past."""
+        """Mean of ln(1 + amount) over the account's past; NaN without a past."""
+        return norm_mean(self.row("norm_n"), self.row("norm_sum"))
 
-        def compute() -> F64:
-            n = self.norm_count
-            # A label of an event that was never seen here may take out more than there is.
-            total = np.maximum(self.row("norm_sum"), 0)
-            return np.where(n > 0, total / np.maximum(n, 1.0) / LOG_SCALE, np.nan)
-
-        return self._keep(("norm_mean",), compute)
-
-    @property
+    @cached_property
     def norm_spread(self) -> F64:
         """Standard deviation of ln(1 + amount), shrunk towards 1 as if by two events of spread 1."""
+        return norm_spread(self.row("norm_n"), self.row("norm_sum"), self.row("norm_squares"))
 
-        def compute() -> F64:
-            n = self.norm_count
-            mean = np.where(n > 0, self.row("norm_sum") / np.maximum(n, 1.0), 0.0)
-            squares = np.maximum(self.row("norm_squares") - n * mean * mean, 0.0) / LOG_SCALE**2
-            return np.sqrt((squares + 2.0) / (n + 2.0))
+    @cached_property
+    def usual_minor(self) -> F64:
+        """The usual amount in whole minor units, 1 at least; NaN without a past."""
+        return np.maximum(np.rint(100.0 * np.expm1(self.norm_mean)), 1.0)
 
-        return self._keep(("norm_spread",), compute)
+    def excess(self, window: str, above: float) -> F64:
+        """Money above `above` times the usual amount, in usual amounts: of remembered events in the window."""
+        known = self.row("norm_n") > 0
+        bound = np.where(known, np.rint(above * np.where(known, self.usual_minor, 0.0)), 0).astype(np.int64)
+        over: I64 = np.maximum(self._minor_inside(window) - bound[:, None], 0).sum(axis=1)
+        return over / self.usual_minor
+
+    def share_of_past(self, events: NDArray[Any]) -> F64:
+        """Of the events that the account's habits count; NaN without any."""
+        total = self._keep(("habits",), lambda: self.row("hours").sum(axis=1))
+        return np.where(total > 0, events / np.maximum(total, 1), np.nan)
 
     # --- place
 
-    @property
+    @cached_property
     def distance_km(self) -> F64:
         """Great-circle distance from the account's last known place (haversine); NaN where unknown."""
 
-        def compute() -> F64:
-            known = self.row("place_time") > NEVER
-            here = np.radians(self._batch.latitude[self.index]), np.radians(self._batch.longitude[self.index])
-            there = np.radians(self.row("place_latitude")), np.radians(self.row("place_longitude"))
-            half = np.sin((here[0] - there[0]) / 2) ** 2
-            half = half + np.cos(here[0]) * np.cos(there[0]) * np.sin((here[1] - there[1]) / 2) ** 2
-            return np.where(known, 2 * _EARTH_KM * np.arcsin(np.sqrt(np.clip(half, 0, 1))), np.nan)
+        batch, index = self._event.batch, self.index
+        known = self.row("place_time") > NEVER
+        here = np.radians(batch.latitude[index]), np.radians(batch.longitude[index])
+        there = np.radians(self.row("place_latitude")), np.radians(self.row("place_longitude"))
+        half = np.sin((here[0] - there[0]) / 2) ** 2
+        half = half + np.cos(here[0]) * np.cos(there[0]) * np.sin((here[1] - there[1]) / 2) ** 2
+        return np.where(known, 2 * _EARTH_KM * np.arcsin(np.sqrt(np.clip(half, 0, 1))), np.nan)
 
-        return self._keep(("distance",), compute)
-
-    @property
+    @cached_property
     def speed_kmh(self) -> F64:
         """Distance over the time since the last known place, at least one minute; NaN where unknown."""
 
-        def compute() -> F64:
-            known = self.row("place_time") > NEVER
-            elapsed = np.where(known, np.abs(self.time_ms - self.row("place_time")), 0)
-            return self.distance_km / (np.maximum(elapsed, 60_000) / 3_600_000.0)
-
-        return self._keep(("speed",), compute)
-
-    # --- shared entities
-
-    def entity(self, kind: str) -> EntityValues:
-        """Values of the entity by the view's scope: count, sum and frauds are (n, W) over its windows."""
-        key = (kind, self.scope)
-        values = self._entity_values.get(key)
-        if values is None:
-            columns = self._entities[kind]
-            whole, index = columns.own if self.scope == "own" else columns.all, self.index
-            values = self._entity_values[key] = EntityValues(
-                whole.count[index],
-                whole.sum_minor[index],
-                whole.fraud[index],
-                whole.last_fraud[index],
-                whole.present[index],
-            )
-        return values
-
-    def entity_window(self, kind: str, window: str) -> int:
-        """Position of the window among the entity's windows."""
-        return self._entities[kind].rows.entity.windows.index(window)
+        known = self.row("place_time") > NEVER
+        elapsed = np.where(known, np.abs(self.time_ms - self.row("place_time")), 0)
+        return self.distance_km / (np.maximum(elapsed, 60_000) / 3_600_000.0)
 
     # --- tiles of what left the ring
 
@@ -303,3 +254,9 @@ def _linear_count(bits: NDArray[np.uint64]) -> F64:
     """How many values set these bits, (n,)."""
     empty = np.maximum(_WIDTH_BITS - np.bitwise_count(bits).astype(np.float64), 1.0)
     return -_WIDTH_BITS * np.log(empty / _WIDTH_BITS)
+
+
+def _least(age_ms: NDArray[np.uint64], chosen: Bools) -> F64:
+    """(n,): the least age among the chosen, NaN if none is of the past."""
+    age = np.where(chosen, age_ms, NO_AGE).min(axis=1)
+    return np.where(age < NO_AGE, age.astype(np.float64), np.nan)

@@ -2,19 +2,19 @@
 
 Nothing here is vectorised, cached or forgotten, except what the declared semantics forget: an account
 begins anew when idle past the horizon, it remembers its last 64 events, 64 ids and 16 verdicts, and an
-entity's windows are counted in tiles of its own clock. Where an account has had more events than it
+entity's windows are counted in tiles and days of its own clock. Where an account has had more events than it
 remembers, the twin gives bounds instead of a number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-from stream.features import operators
 from stream.features.spec import Domain, window_ms
-from tests.parity.naive_history import Account, Bounds, Event, Label, Outcome, Past, Shared, Value, Window, latest
+from tests.parity.naive_history import Account, Bounds, Change, Event, Label, Outcome, Past, Shared, Value, latest
 
 REMEMBERED = 64
 VERDICTS = 16
@@ -26,8 +26,9 @@ HOUR_MS = 3_600_000
 class NaiveFeatures:
     """Same inputs as FeatureState, same meaning of the outputs."""
 
-    def __init__(self, domain: Domain) -> None:
-        self.domain = domain
+    def __init__(self, domain: Domain, twins: Mapping[type, Callable[[Any, Moment], list[Value]]]) -> None:
+        """`twins`: one function per operator, those of naive_operators."""
+        self.domain, self.twins = domain, twins
         self.horizon_ms = max(window_ms(window) for window in domain.windows)
         self.accounts: dict[tuple[int, str], Account] = {}
         self.shared: dict[tuple[str, int, str], Shared] = {}
@@ -44,10 +45,10 @@ class NaiveFeatures:
         moment = Moment(self, event, account)
         outcome = Outcome(duplicate=False, late=newest is not None and event.time_ms < newest)
         outcome.saturated = moment.beyond(self.horizon_ms)
-        account.steps.append(moment.compute(self.domain.step, "own"))
+        account.steps.append(moment.compute(self.domain.step))
         outcome.steps = account.steps[-self.domain.sequence_length :]
-        outcome.aggregates = moment.compute(self.domain.aggregates, "all")
-        account.past.append(Past(event))
+        outcome.aggregates = moment.compute(self.domain.aggregates)
+        account.past.append(Past(event, Norm(account).bring(event.amount_minor)))
         account.ids.append(event.event_id)
         for kind, identity in event.entities.items():
             if identity is not None:
@@ -59,28 +60,94 @@ class NaiveFeatures:
     def label(self, label: Label) -> int | None:
         """+1 a fraud became known, -1 one was taken back, 0 found genuine, None nothing new."""
         account = self.accounts.setdefault((label.partition, label.account), Account())
-        earlier = [fraud for event_id, fraud in account.verdicts[-VERDICTS:] if event_id == label.event_id]
-        if earlier and earlier[-1] == label.fraud:
+        earlier = [verdict for verdict in account.verdicts[-VERDICTS:] if verdict[0] == label.event_id]
+        if earlier and earlier[-1][1] == label.fraud:
             return None
-        account.verdicts.append((label.event_id, label.fraud))
-        change = int(label.fraud) - int(bool(earlier and earlier[-1]))
+        was_fraud, was_unexplained = earlier[-1][1:] if earlier else (False, False)
+        change = int(label.fraud) - int(was_fraud)
         newest = max((past.event.time_ms for past in account.past), default=None)
         if newest is not None and label.known_ms - newest > self.horizon_ms:
             account.begin_anew()
         account.frauds += change
         if change > 0:
             account.last_fraud = latest(account.last_fraud, label.known_ms)
-        meant = [past for past in account.past if past.event.event_id == label.event_id]
-        if meant:  # two only when an id came again after it was forgotten
-            meant[-1].fraud = label.fraud
+        unexplained = self.judge(account, label, change)
+        account.verdicts.append((label.event_id, label.fraud, unexplained))
+        odd = int(unexplained) if change > 0 else -int(was_unexplained) if change < 0 else 0
         for kind, identity in label.entities.items():
             if identity is not None:
                 shared = self.shared.setdefault((kind, label.partition, identity), Shared())
                 if shared.clock is not None:
-                    shared.changes.append((shared.clock, change))
+                    shared.changes.append(Change(min(label.time_ms, shared.clock) // DAY_MS, change, odd))
+                    if shared.clock // DAY_MS - shared.changes[-1].day >= self.kept_days(kind):
+                        shared.changes.pop()
                 if change > 0:
                     shared.last_fraud = latest(shared.last_fraud, label.known_ms)
         return change
+
+    def judge(self, account: Account, label: Label, change: int) -> bool:
+        """Marks the event that is meant, takes it out of the norm or puts it back; whether it is unexplained."""
+        meant = [past for past in account.past if past.event.event_id == label.event_id]
+        if meant:  # two only when an id came again after it was forgotten
+            meant[-1].fraud = label.fraud
+        remembered = [past for past in meant if any(past is p for p in account.past[-REMEMBERED:])]
+        norm = Norm(account)
+        if remembered:
+            if change and remembered[-1].taken_out == (change < 0):
+                remembered[-1].taken_out = change > 0
+        elif change and meant and label.amount_minor >= 0:
+            account.corrections.append((-change, norm.clip(label.amount_minor)))
+        norm = Norm(account)
+        usual = label.fraud and norm.count > 0 and label.amount_minor >= 0
+        limit = max(norm.total, 0) / max(norm.count, 1) + round(1000 * math.log(2))
+        unexplained = usual and thousandths(label.amount_minor) <= limit
+        if remembered:
+            remembered[-1].verdict = ("unexplained" if unexplained else "fraud") if label.fraud else "genuine"
+        return unexplained
+
+    def kept_days(self, kind: str) -> int:
+        """Days that an entity's row goes back, its clock's own included."""
+        entity = next(entity for entity in self.domain.entities if entity.name == kind)
+        days = [window_ms(window) // DAY_MS for window in entity.windows]
+        return window_ms(self.domain.label_delay) // DAY_MS + max([1, *days]) + 1
+
+
+def thousandths(amount_minor: int) -> int:
+    return round(1000 * math.log1p(amount_minor / 100))
+
+
+class Norm:
+    """The account's usual amount as 1000 ln(1 + amount): how many events, their sum, the sum of squares."""
+
+    def __init__(self, account: Account) -> None:
+        kept = [(1, p.brought) for p in account.past if p.brought is not None and not p.taken_out]
+        kept += account.corrections
+        self.count = sum(sign for sign, _ in kept)
+        self.total = sum(sign * value for sign, value in kept)
+        self.squares = sum(sign * value * value for sign, value in kept)
+
+    @property
+    def mean(self) -> float:
+        return max(self.total, 0) / self.count / 1000 if self.count > 0 else math.nan
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation, shrunk towards 1 as if by two events of spread 1."""
+        n = max(self.count, 0)
+        mean = self.total / n if n else 0.0
+        variance = max(self.squares - n * mean * mean, 0.0) / 1_000_000
+        return math.sqrt((variance + 2) / (n + 2))
+
+    def clip(self, amount_minor: int) -> int:
+        """At most two spreads from the mean, once there are three events."""
+        value = thousandths(amount_minor)
+        if self.count < 3:
+            return value
+        low, high = round(1000 * (self.mean - 2 * self.spread)), round(1000 * (self.mean + 2 * self.spread))
+        return int(min(max(value, low, 0), high))
+
+    def bring(self, amount_minor: int) -> int | None:
+        return None if amount_minor < 0 else self.clip(amount_minor)
 
 
 class Moment:
@@ -88,11 +155,11 @@ class Moment:
 
     def __init__(self, features: NaiveFeatures, event: Event, account: Account) -> None:
         self.features, self.event, self.account = features, event, account
-        self.scope = "own"
+        self.kept: dict[tuple[str, int], list[tuple[int, int]]] = {}
 
-    def compute(self, declared: Sequence[Any], scope: str) -> list[Value]:
-        self.scope = scope
-        return [value for operator in declared for value in TWINS[type(operator)](operator, self)]
+    def compute(self, declared: Sequence[Any]) -> list[Value]:
+        twins = self.features.twins
+        return [value for operator in declared for value in twins[type(operator)](operator, self)]
 
     # --- the account
 
@@ -172,22 +239,45 @@ class Moment:
     def amount(self) -> float:
         return math.nan if self.event.amount_minor < 0 else self.event.amount_minor / 100
 
-    @property
-    def norm(self) -> list[int]:
-        """1000 ln(1 + amount), rounded, of the past with a rate and without confirmed fraud."""
-        kept = [p.event.amount_minor for p in self.account.past if p.event.amount_minor >= 0 and not p.fraud]
-        return [round(1000 * math.log1p(minor / 100)) for minor in kept]
+    @cached_property
+    def norm(self) -> Norm:
+        return Norm(self.account)
+
+    @cached_property
+    def habit(self) -> list[int]:
+        """Hours since 1970 of the past without confirmed fraud."""
+        return [p.event.time_ms // HOUR_MS for p in self.account.past if not p.fraud]
+
+    def share_of_habit(self, wanted: Callable[[int], bool]) -> float:
+        habit = self.habit
+        return sum(wanted(hour) for hour in habit) / len(habit) if habit else math.nan
+
+    # --- verdicts on the account's own events
 
     @property
-    def norm_mean(self) -> float:
-        norm = self.norm
-        return sum(norm) / len(norm) / 1000 if norm else math.nan
+    def delay_ms(self) -> int:
+        return window_ms(self.features.domain.label_delay)
+
+    def judged(self, low_ms: int, high_ms: int) -> list[Past]:
+        """Remembered events of an age in [low, high)."""
+        return [p for p in self.remembered if low_ms <= self.event.time_ms - p.event.time_ms < high_ms]
 
     @property
-    def norm_spread(self) -> float:
-        """Standard deviation, shrunk towards 1 as if by two events of spread 1."""
-        norm, mean = self.norm, self.norm_mean
-        return math.sqrt((sum((x / 1000 - mean) ** 2 for x in norm) + 2) / (len(norm) + 2))
+    def genuine_age(self) -> float:
+        """Milliseconds since the newest remembered event known to be genuine; infinite if there is none."""
+        ages = [
+            self.event.time_ms - p.event.time_ms
+            for p in self.judged(0, 2**62)
+            if p.verdict == "genuine" or (p.verdict is None and self.event.time_ms - p.event.time_ms >= self.delay_ms)
+        ]
+        return min(ages, default=math.inf)
+
+    def streak(self, unexplained: bool) -> list[int]:
+        """Ages of the frauds since then."""
+        ages = [self.event.time_ms - p.event.time_ms for p in self.judged(0, 2**62) if is_fraud(p, unexplained)]
+        return [age for age in ages if age < self.genuine_age]
+
+    # --- place
 
     @property
     def last_place(self) -> Event | None:
@@ -214,22 +304,67 @@ class Moment:
 
     def others(self, kind: str) -> list[Shared]:
         identity = self.event.entities[kind]
-        if identity is None or self.scope == "own":
-            return []
-        return self.features.others.get((kind, self.event.partition, identity), [])
+        return [] if identity is None else self.features.others.get((kind, self.event.partition, identity), [])
 
-    def entity_window(self, kind: str, window: str) -> Window | None:
-        """Earlier events whose tile of the clock is one of the last sixteen."""
+    def entity_clock(self, kind: str) -> int:
         own = self.entity(kind)
-        if own is None:
+        return self.event.time_ms if own is None or own.clock is None else max(own.clock, self.event.time_ms)
+
+    def places_back(self, kind: str, width_ms: int, places: int) -> list[tuple[int, int]]:
+        """(tile's distance from the clock's, amount) of the entity's events that its rows have kept so far."""
+        if (kind, width_ms) not in self.kept:
+            self.kept[kind, width_ms] = self.find_places_back(kind, width_ms, places)
+        return self.kept[kind, width_ms]
+
+    def find_places_back(self, kind: str, width_ms: int, places: int) -> list[tuple[int, int]]:
+        own, others = self.entity(kind), self.others(kind)
+        assert own is not None
+        now, found = self.entity_clock(kind) // width_ms, [(clock // width_ms, a) for clock, a in own.events]
+        newest = max((partial.clock for partial in others if partial.clock is not None), default=0) // width_ms
+        elsewhere = [(clock // width_ms, a) for partial in others for clock, a in partial.events]
+        found += [(tile, a) for tile, a in elsewhere if newest - tile < places and tile <= now]
+        return [(now - tile, a) for tile, a in found]
+
+    def entity_events(self, kind: str, window: str) -> list[int] | None:
+        """Amounts of earlier events whose tile of the clock is one of the last sixteen, or as many days as given."""
+        if self.entity(kind) is None:
             return None
-        width = window_ms(window) // TILES
-        tile = (self.event.time_ms if own.clock is None else max(own.clock, self.event.time_ms)) // width
-        amounts, changes = [], []
-        for partial in (own, *self.others(kind)):
-            amounts += [amount for clock, amount in partial.events if tile - TILES < clock // width <= tile]
-            changes += [change for clock, change in partial.changes if tile - TILES < clock // width <= tile]
-        return Window(len(amounts), sum(amounts), max(sum(changes), 0))
+        if window_ms(window) > DAY_MS:
+            return self.entity_days(kind, 0, window_ms(window) // DAY_MS)
+        back = self.places_back(kind, window_ms(window) // TILES, TILES)
+        return [amount for places, amount in back if places < TILES]
+
+    def entity_days(self, kind: str, start: int, end: int) -> list[int]:
+        """Amounts of the events of the days in [start, end) back from the clock's."""
+        back = self.places_back(kind, DAY_MS, self.features.kept_days(kind))
+        return [amount for places, amount in back if start <= places < end]
+
+    def entity_frauds(self, kind: str, start: int, end: int, unexplained: bool) -> int:
+        """Confirmed frauds among the events of those days, as far as they are known."""
+        own, others = self.entity(kind), self.others(kind)
+        assert own is not None
+        now, kept = self.entity_clock(kind) // DAY_MS, self.features.kept_days(kind)
+        newest = max((partial.clock for partial in others if partial.clock is not None), default=0) // DAY_MS
+        changes = own.changes + [c for partial in others for c in partial.changes if newest - c.day < kept]
+        chosen = [c for c in changes if start <= now - c.day < end]
+        return max(sum(c.unexplained if unexplained else c.fraud for c in chosen), 0)
+
+    def entity_genuine(self, kind: str) -> int | None:
+        """Days back to the newest day, older than the delay, with more events than frauds; None if there is none."""
+        delay = self.delay_ms // DAY_MS
+        days = {day for day, _ in self.places_back(kind, DAY_MS, self.features.kept_days(kind)) if day >= delay}
+        for day in sorted(days):
+            if len(self.entity_days(kind, day, day + 1)) > self.entity_frauds(kind, day, day + 1, False):
+                return day if day < self.features.kept_days(kind) else None
+        return None
+
+    def entity_streak(self, kind: str, unexplained: bool) -> list[int]:
+        """Days back of the confirmed frauds since then, one entry each."""
+        genuine = self.entity_genuine(kind)
+        end = self.features.kept_days(kind) if genuine is None else genuine
+        if not self.entity_frauds(kind, 0, end, unexplained=False):
+            return []
+        return [day for day in range(end) for _ in range(self.entity_frauds(kind, day, day + 1, unexplained))]
 
     def entity_last_fraud(self, kind: str) -> int | None:
         own = self.entity(kind)
@@ -241,7 +376,7 @@ class Moment:
         return moment
 
     def days_since(self, moment_ms: int | None) -> float:
-        if moment_ms is None or self.event.time_ms - moment_ms >= operators.LONGEST_MEMORY_MS:
+        if moment_ms is None or self.event.time_ms - moment_ms >= 30 * DAY_MS:
             return math.nan
         return max(self.event.time_ms - moment_ms, 0) / DAY_MS
 
@@ -257,163 +392,5 @@ def linear_counting_error(n: int) -> float:
     return 4 * math.sqrt(64 * (math.exp(load) - load - 1)) + 1
 
 
-# --- one function per operator
-
-
-def scaled(operator: Any, value: Value) -> list[Value]:
-    """ln(1 + x) where the declaration asks for it."""
-    if not operator.log:
-        return [value]
-    return [value.map(math.log1p) if isinstance(value, Bounds) else math.log1p(value)]
-
-
-def amount(op: operators.Amount, at: Moment) -> list[Value]:
-    return scaled(op, at.amount)
-
-
-def count(op: operators.Count, at: Moment) -> list[Value]:
-    return scaled(op, at.windowed(op.window, lambda event: 1))
-
-
-def money(op: operators.Sum, at: Moment) -> list[Value]:
-    return scaled(op, at.windowed(op.window, lambda event: max(event.amount_minor, 0) / 100))
-
-
-def distinct(op: operators.Distinct, at: Moment) -> list[Value]:
-    return scaled(op, at.distinct(op.field, op.window))
-
-
-def gap(op: operators.Gap, at: Moment) -> list[Value]:
-    return scaled(op, at.gap())
-
-
-def gap_same(op: operators.GapSame, at: Moment) -> list[Value]:
-    return scaled(op, at.gap(op.field))
-
-
-def usual_rate(op: operators.UsualRate, at: Moment) -> list[Value]:
-    days = min(max(at.age_days, 1.0), window_ms(op.window) / DAY_MS)
-    events = at.windowed(op.window, lambda event: 1)
-    if isinstance(events, Bounds):
-        return scaled(op, events.map(lambda n: (n - 1) / days))
-    return scaled(op, (events - 1) / days)
-
-
-def account_age(op: operators.AccountAge, at: Moment) -> list[Value]:
-    return scaled(op, at.age_days)
-
-
-def past_events(op: operators.PastEvents, at: Moment) -> list[Value]:
-    return scaled(op, float(len(at.account.past)))
-
-
-def norm_mean(op: operators.NormMean, at: Moment) -> list[Value]:
-    return scaled(op, math.expm1(at.norm_mean))
-
-
-def norm_ratio(op: operators.NormRatio, at: Moment) -> list[Value]:
-    return [math.log1p(at.amount) - at.norm_mean]
-
-
-def norm_times(op: operators.NormTimes, at: Moment) -> list[Value]:
-    return scaled(op, math.exp(clip(math.log1p(at.amount) - at.norm_mean, -20, 20)))
-
-
-def norm_z(op: operators.NormZ, at: Moment) -> list[Value]:
-    return [clip((math.log1p(at.amount) - at.norm_mean) / at.norm_spread, -10, 10)]
-
-
-def hour_share(op: operators.HourShare, at: Moment) -> list[Value]:
-    hours = [p.event.time_ms // HOUR_MS % 24 for p in at.account.past if not p.fraud]
-    mine = at.event.time_ms // HOUR_MS % 24
-    near = sum((hour - mine) % 24 in (23, 0, 1) for hour in hours)
-    return [near / len(hours) if hours else math.nan]
-
-
-def distance(op: operators.Distance, at: Moment) -> list[Value]:
-    return scaled(op, at.distance_km)
-
-
-def speed(op: operators.Speed, at: Moment) -> list[Value]:
-    place = at.last_place
-    elapsed = 0 if place is None else abs(at.event.time_ms - place.time_ms)
-    return scaled(op, at.distance_km / (max(elapsed, 60_000) / HOUR_MS))
-
-
-def frauds(op: operators.Frauds, at: Moment) -> list[Value]:
-    return scaled(op, float(max(at.account.frauds, 0)))
-
-
-def since_fraud(op: operators.SinceFraud, at: Moment) -> list[Value]:
-    return scaled(op, at.days_since(at.account.last_fraud))
-
-
-def calendar(op: operators.Calendar, at: Moment) -> list[Value]:
-    minute = at.event.time_ms // 60_000 % 1440
-    monday = 4 * DAY_MS  # 5 January 1970
-    hour = (at.event.time_ms - monday) // HOUR_MS % 168
-    day, week = 2 * math.pi * minute / 1440, 2 * math.pi * hour / 168
-    return [math.sin(day), math.cos(day), math.sin(week), math.cos(week)]
-
-
-def code(op: operators.Code, at: Moment) -> list[Value]:
-    return [float(at.event.categories[op.field])]
-
-
-def entity_count(op: operators.EntityCount, at: Moment) -> list[Value]:
-    window = at.entity_window(op.entity, op.window)
-    return scaled(op, math.nan if window is None else float(window.count))
-
-
-def entity_mean_times(op: operators.EntityMeanTimes, at: Moment) -> list[Value]:
-    window = at.entity_window(op.entity, op.window)
-    if window is None or not window.count:
-        return [math.nan]
-    return [math.log1p(at.amount) - math.log1p(window.sum_minor / 100 / window.count)]
-
-
-def entity_frauds(op: operators.EntityFrauds, at: Moment) -> list[Value]:
-    window = at.entity_window(op.entity, op.window)
-    return scaled(op, math.nan if window is None else float(window.fraud))
-
-
-def entity_fraud_share(op: operators.EntityFraudShare, at: Moment) -> list[Value]:
-    window = at.entity_window(op.entity, op.window)
-    return [math.nan if window is None else (window.fraud + 0.01) / (window.count + 1)]
-
-
-def entity_since_fraud(op: operators.EntitySinceFraud, at: Moment) -> list[Value]:
-    return scaled(op, at.days_since(at.entity_last_fraud(op.entity)))
-
-
-def clip(value: float, low: float, high: float) -> float:
-    return value if math.isnan(value) else min(max(value, low), high)
-
-
-TWINS: dict[type, Callable[[Any, Moment], list[Value]]] = {
-    operators.Amount: amount,
-    operators.Count: count,
-    operators.Sum: money,
-    operators.Distinct: distinct,
-    operators.Gap: gap,
-    operators.GapSame: gap_same,
-    operators.UsualRate: usual_rate,
-    operators.AccountAge: account_age,
-    operators.PastEvents: past_events,
-    operators.NormMean: norm_mean,
-    operators.NormRatio: norm_ratio,
-    operators.NormTimes: norm_times,
-    operators.NormZ: norm_z,
-    operators.HourShare: hour_share,
-    operators.Distance: distance,
-    operators.Speed: speed,
-    operators.Frauds: frauds,
-    operators.SinceFraud: since_fraud,
-    operators.Calendar: calendar,
-    operators.Code: code,
-    operators.EntityCount: entity_count,
-    operators.EntityMeanTimes: entity_mean_times,
-    operators.EntityFrauds: entity_frauds,
-    operators.EntityFraudShare: entity_fraud_share,
-    operators.EntitySinceFraud: entity_since_fraud,
-}
+def is_fraud(past: Past, unexplained: bool) -> bool:
+    return past.verdict == "unexplained" or (past.verdict == "fraud" and not unexplained)

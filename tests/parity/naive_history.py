@@ -19,6 +19,7 @@ class Event:
     categories: Mapping[str, int]
     latitude: float | None = None
     longitude: float | None = None
+    numbers: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,13 @@ class Past:
     """An event that the account remembers having had; `fraud` once a label confirmed it."""
 
     event: Event
+    brought: int | None
+    """What it brought into the norm; None without a rate."""
     fraud: bool = False
+    verdict: str | None = None
+    """What a label said while the event was remembered: genuine, fraud or unexplained."""
+    taken_out: bool = False
+    """Of the norm."""
 
 
 @dataclass
@@ -61,7 +68,9 @@ class Account:
     past: list[Past] = field(default_factory=list)  # since the account began anew
     steps: list[list[Value]] = field(default_factory=list)  # likewise
     ids: list[str] = field(default_factory=list)  # of all events ever folded
-    verdicts: list[tuple[str, bool]] = field(default_factory=list)
+    verdicts: list[tuple[str, bool, bool]] = field(default_factory=list)  # event id, fraud, unexplained
+    corrections: list[tuple[int, int]] = field(default_factory=list)
+    """Of the norm, for events that only it remembers: +1 or -1, and what they bring."""
     frauds: int = 0
     last_fraud: int | None = None
 
@@ -74,27 +83,29 @@ class Account:
         return min((p.event.time_ms for p in self.past), default=None)
 
     def begin_anew(self) -> None:
-        self.past, self.steps, self.frauds, self.last_fraud = [], [], 0, None
+        self.past, self.steps, self.corrections, self.frauds, self.last_fraud = [], [], [], 0, None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A verdict on an event at an entity: +1, -1 or 0 frauds, and unexplained ones, on a day since 1970."""
+
+    day: int
+    fraud: int
+    unexplained: int
 
 
 @dataclass
 class Shared:
-    """One entity as one partition saw it: (clock, amount) of events, (clock, change) of labels."""
+    """One entity as one partition saw it: (clock, amount) of events, and what labels changed."""
 
     events: list[tuple[int, int]] = field(default_factory=list)
-    changes: list[tuple[int, int]] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
     last_fraud: int | None = None
 
     @property
     def clock(self) -> int | None:
         return self.events[-1][0] if self.events else None
-
-
-@dataclass(frozen=True)
-class Window:
-    count: int
-    sum_minor: int
-    fraud: int
 
 
 @dataclass

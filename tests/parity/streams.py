@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from stream.domains.payments import DOMAIN
+from stream.domains import payments
+from stream.features import operators
 from stream.features.assemble import FeatureState
 from stream.features.batch import Assembled, EventBatch, LabelBatch
 from stream.features.columns import hash_ids
@@ -19,6 +20,16 @@ from tests.parity.naive_history import Event, Label
 START_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
+DOMAIN = replace(
+    payments.DOMAIN,
+    numbers=("attributes.balance",),
+    aggregates=(
+        *payments.DOMAIN.aggregates,
+        operators.NumberOf("balance", "balance", field="attributes.balance"),
+        operators.NumberOf("balance_log", "balance", log=True, field="attributes.balance"),
+    ),
+)
+"""Payments, with the operators that only a domain of one's own uses."""
 Item = Event | Label
 Output = dict[str, np.ndarray]
 
@@ -86,6 +97,7 @@ class Writer:
             categories={c.field: draw.choice((0, 1, 2, c.buckets)) for c in DOMAIN.categories},
             latitude=draw.uniform(-89, 89) if placed else None,
             longitude=draw.uniform(-180, 180) if placed and draw.random() < 0.95 else None,
+            numbers={"attributes.balance": draw.choice((None, -5.0, 0.0, 1234.5))},
         )
         event = replace(event, **given)
         self.log.append(event)
@@ -175,6 +187,7 @@ def event_batch(events: Sequence[Event], domain: Domain = DOMAIN) -> EventBatch:
         categories={c.field: np.array([e.categories[c.field] for e in events], np.int16) for c in domain.categories},
         latitude=np.array([e.latitude for e in events], np.float64),
         longitude=np.array([e.longitude for e in events], np.float64),
+        numbers={field: np.array([e.numbers[field] for e in events], np.float64) for field in domain.numbers},
     )
 
 

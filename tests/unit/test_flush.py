@@ -425,8 +425,8 @@ def test_others_are_read_when_they_are_old(traffic: Traffic) -> None:
         assert bench.store.kinds.count("read") == reads
     pool = bench.state.entities["merchant"].pool
     (slot,) = pool.find(0, ["m"]).tolist()
-    assert int(pool["other_tile_count"][slot].sum(axis=1).max()) == 4
-    assert int(pool["tile_count"][slot].sum(axis=1).max()) == 3
+    assert int(pool["other_day_count"][slot].sum()) == 4
+    assert int(pool["day_count"][slot].sum()) == 3
 
 
 def test_nothing_is_shared_where_it_is_switched_off(traffic: Traffic) -> None:

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stream.domains.payments import DOMAIN
+from stream.errors import ConfigError
 from stream.features.assemble import FeatureState
+from stream.features.entity_rows import EntityRows
 from stream.features.operators import Amount, Count
 from stream.features.pool import RowPool
-from stream.features.rows import NEVER, RING, TILES, EntityRows, code_bits, row_offsets
+from stream.features.rows import NEVER, RING, code_bits, row_offsets
 from stream.features.spec import Domain, Entity
 from tests.parity import streams
-from tests.parity.streams import DAY_MS, START_MS, Shape
+from tests.parity.streams import DAY_MS, DOMAIN, START_MS, Shape
 
 CLASS_BYTE = 16
+START_HOUR = START_MS // 3_600_000 % 24
 
 
 def state_after(events: int, labels: int = 0, domain: Domain = DOMAIN, **given: Any) -> FeatureState:
@@ -66,7 +68,9 @@ def test_every_class_there_and_back(events: int, labels: int, expected: int) -> 
             if not field.name.startswith("other_"):
                 assert pool[field.name][slots].tobytes() == other[field.name][places].tobytes(), field.name
         packed = state.pack(kind, slots)
-        assert {row[CLASS_BYTE] for row in packed} == {expected if kind == "account" else 0}
+        days = (events - 1) // 24 + 2 if events > 24 - START_HOUR else 1
+        entity = -(-min(days, state.entities["ip"].length) // 8) + (64 if labels else 0)
+        assert {row[CLASS_BYTE] for row in packed} == {expected if kind == "account" else entity}
         assert not other.dirty[places].any()
 
 
@@ -83,7 +87,7 @@ def test_a_label_of_an_unknown_account_makes_a_row_too() -> None:
 
 def test_rows_of_several_classes_in_one_call() -> None:
     state = streams.state()
-    log = streams.random_log(4, Shape(items=500, accounts=12, busy=0.4, labels=0.01))
+    log = streams.random_log(4, Shape(items=400, accounts=16, busy=0.4, labels=0.01))
     streams.run(state, log, streams.fixed(50))
     pool, other, slots, places = moved(state, "account")
     packed = state.pack("account", slots)
@@ -195,32 +199,40 @@ def test_each_code_sets_one_bit_and_a_missing_one_none() -> None:
     assert abs(share - 1 / 64).max() < 0.1 / 64
 
 
-def test_the_youngest_tile_of_a_place_wins_among_the_others() -> None:
-    rows = EntityRows(Entity("merchant", "merchant_id", ("24h",)), 8)
+def test_the_others_counts_are_added_tile_by_tile_and_day_by_day() -> None:
+    rows = EntityRows(Entity("merchant", "merchant_id", ("24h", "7d")), "7d", 8)
     slots = rows.pool.add(0, ["here", "p1", "p2", "p3"])
-    for slot, (epoch, count, fraud_ms) in zip(
-        slots[1:].tolist(), [(TILES * 5, 3, NEVER), (TILES * 6, 4, 70), (TILES * 6, 5, 90)], strict=True
+    pool, width = rows.pool, DAY_MS // 16
+    for slot, (clock_ms, count, fraud_ms) in zip(
+        slots[1:].tolist(),
+        [(50 * DAY_MS, 3, NEVER), (51 * DAY_MS + 2 * width, 4, 70), (51 * DAY_MS, 5, 90)],
+        strict=True,
     ):
-        rows.pool["tile_epoch"][slot, 0, 0] = epoch
-        rows.pool["tile_count"][slot, 0, 0] = count
-        rows.pool["tile_sum"][slot, 0, 0] = 100 * count
-        rows.pool["tile_fraud"][slot, 0, 0] = 1
-        rows.pool["last_fraud"][slot] = fraud_ms
+        pool["clock"][slot] = clock_ms
+        pool["tiles"][slot, 0, 0] = pool["day_count"][slot, 0] = pool["day_fraud"][slot, 0] = count
+        pool["day_sum"][slot, 0] = 100 * count
+        pool["last_fraud"][slot] = fraud_ms
     own, *others = rows.pack(slots)
     copies = {0: own, **dict(enumerate(others, start=1))}
     here = slots[:1]
-    rows.set_others(here, [copies], [0], now_ms=12)
-    assert rows.pool["other_tile_epoch"][here[0], 0, 0] == TILES * 6
-    assert rows.pool["other_tile_count"][here[0], 0, 0] == 9
-    assert rows.pool["other_tile_sum"][here[0], 0, 0] == 900
-    assert rows.pool["other_tile_fraud"][here[0], 0, 0] == 2
-    assert rows.pool["other_last_fraud"][here[0]] == 90
-    assert rows.pool["other_read_ms"][here[0]] == 12
-    rows.set_others(here, [copies], [0], now_ms=13)  # read again: replaced, not added
-    assert rows.pool["other_tile_count"][here[0], 0, 0] == 9
+    for now_ms in (12, 13):  # read again: replaced, not added
+        rows.set_others(here, [copies], [0], now_ms=now_ms)
+        assert pool["other_clock"][here[0]] == 51 * DAY_MS + 2 * width
+        assert pool["other_tiles"][here[0], 0].tolist() == [4, 0, 5] + [0] * 13  # the first is too old for a tile
+        assert pool["other_day_count"][here[0]].tolist() == [9, 3] + [0] * 13
+        assert pool["other_day_fraud"][here[0]].tolist() == [9, 3] + [0] * 13
+        assert pool["other_day_sum"][here[0]].tolist() == [900, 300] + [0] * 13
+        assert pool["other_last_fraud"][here[0]] == 90
+        assert pool["other_read_ms"][here[0]] == now_ms
     rows.set_others(here, [{0: own}], [0], now_ms=14)  # the own partial is no other
-    assert rows.pool["other_tile_count"][here[0], 0, 0] == 0
-    assert rows.pool["other_last_fraud"][here[0]] == NEVER
+    assert not pool["other_day_count"][here[0]].any()
+    assert pool["other_last_fraud"][here[0]] == pool["other_clock"][here[0]] == NEVER
+
+
+@pytest.mark.parametrize(("window", "delay"), [("36h", "7d"), ("7d", "30h"), ("7d", "12h")])
+def test_longer_windows_and_the_delay_are_whole_days(window: str, delay: str) -> None:
+    with pytest.raises(ConfigError, match="must be whole days"):
+        EntityRows(Entity("merchant", "merchant_id", (window,)), delay, 8)
 
 
 def test_a_ring_holds_as_much_as_duplicates_are_told_from() -> None:

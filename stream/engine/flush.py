@@ -1,10 +1,9 @@
 """Rows between memory and the store: loading what a batch needs, writing behind what has committed.
 
-The order of a flush makes a replay exact even if the flush was cut short: all account rows, then all
-entity rows, then the copies, then W. A row that is ahead of W is then harmless: while an account row is
-missing its events, every entity row is still at W, so the replay computes the same step vectors; once
-an entity row is ahead, all account rows hold their events and fold nothing. It needs that at most 64
-events of an account are folded between flushes (features/duplicates.py): `must_flush` watches over it.
+A replay is exact even if the flush was cut short: rows first, then the copies, then W. A row that is
+ahead of W is harmless, for it folds nothing of what it includes, and no row is made from another kind
+of row. It needs that at most 64 events of an account are folded between flushes
+(features/duplicates.py): `must_flush` watches over it.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class FeatureState:
             pool.next_turn()
 
     def pools(self) -> list[RowPool]:
-        """Accounts first: the order in which a flush writes them (engine/checkpoint.py says why)."""
+        """In the order in which a flush writes them."""
         return [self.accounts.pool, *(rows.pool for rows in self.entities.values())]
 
     def pool(self, kind: str) -> RowPool:

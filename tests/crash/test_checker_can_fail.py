@@ -19,8 +19,6 @@ from stream.engine.turn import Message, Turn
 from stream.engine.worker import Worker
 from stream.errors import TurnAborted
 from stream.features import assemble
-from stream.features.assemble import FeatureState
-from stream.features.pool import RowPool
 from stream.kafka.memory.client import MemoryConsumer, MemoryProducer
 from stream.kafka.port import CommittedOffset, TopicPartition
 from stream.state import memory
@@ -152,15 +150,6 @@ def labels_replayed_anywhere(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(restoring.CommitNote, "decode", wrong)
 
 
-def entities_flushed_first(patch: pytest.MonkeyPatch) -> None:
-    pools = FeatureState.pools
-
-    def reversed_pools(self: FeatureState) -> list[RowPool]:
-        return pools(self)[::-1]
-
-    patch.setattr(FeatureState, "pools", reversed_pools)
-
-
 def checkpoint_before_rows(patch: pytest.MonkeyPatch) -> None:
     write = flush.RowKeeper.flush
 
@@ -212,7 +201,6 @@ HELD = [Fault("flush:after_chunk", hit, "hold") for hit in range(2, 40, 4)]
         (any_row_replaces_any, HELD, "row"),
         (restore_skipped, kill("turn:after_commit"), "features"),
         (labels_replayed_anywhere, kill("turn:after_commit"), "row"),
-        (entities_flushed_first, kill("flush:after_chunk", "flush:after_entities"), "row"),
         (checkpoint_before_rows, kill("flush:after_chunk"), "row"),
         (reading_goes_on_where_it_stood, QUIET, "has 0 scores"),
     ],

@@ -32,6 +32,7 @@ from stream.features.money import Rates
 from stream.features.spec import Domain
 from stream.health import HealthServer, Status
 from stream.history.batch import HistoryBatch
+from stream.kafka.connect import client_of
 from stream.kafka.port import KafkaClient, TopicPartition
 from stream.metrics import Metrics
 from stream.offline import HistoryReplay, RecordedLabels, Verdicts
@@ -65,9 +66,7 @@ def load_domain(settings: Settings) -> Domain:
 
 def connect(settings: Settings) -> KafkaClient:
     """The Kafka client that the settings choose. Connects when first used."""
-    from stream.kafka.kafka_python.client import KafkaPythonClient  # noqa: PLC0415  # light commands skip it
-
-    return KafkaPythonClient(settings.kafka)
+    return client_of(settings.kafka)
 
 
 def open_store(settings: Settings, domain: Domain) -> StateStore:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stream.config import Settings
-from stream.kafka.kafka_python.client import KafkaPythonClient
+from stream.kafka.connect import client_of
 from stream.kafka.port import Admin, KafkaClient, Reader
 
 
 def connect(settings: Settings) -> KafkaClient:
     """The Kafka client that the settings choose. Connects when first used."""
-    return KafkaPythonClient(settings.kafka)
+    return client_of(settings.kafka)
 
 
 @contextmanager

@@ -57,7 +57,9 @@ class KafkaSettings(Section):
     bootstrap_servers: Brokers = Field(
         default="127.0.0.1:9092", description="host:port of one or more brokers, comma separated"
     )
-    client: Literal["kafka-python"] = Field(default="kafka-python", description="Kafka client library")
+    client: Literal["kafka-python", "confluent"] = Field(
+        default="kafka-python", description="client library; confluent (the fast extra) takes less CPU per message"
+    )
     group: str = Field(
         default="riskstream", min_length=1, description="consumer group; offsets and the state namespace hang on it"
     )

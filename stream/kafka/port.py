@@ -1,5 +1,5 @@
-"""What the engine asks of a Kafka client. Two implementations pass one contract suite:
-`kafka_python.py` (the default client) and `memory.py` (the in-memory twin).
+"""What the engine asks of a Kafka client. Three implementations pass one contract suite:
+`kafka_python` (the default client), `confluent` (the fast one) and `memory` (the in-memory twin).
 
 Vendor exceptions never cross this port: they are raised as `stream.errors` classes
 (FencedError, NotAuthorisedError, TopicError, TurnAborted for an abortable transaction,

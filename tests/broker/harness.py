@@ -28,7 +28,7 @@ from stream import app
 from stream.clock import SystemClock
 from stream.config import load_settings
 from stream.events.moments import moment_text
-from stream.kafka.kafka_python import KafkaPythonClient
+from stream.kafka.connect import client_of
 from stream.kafka.memory import MemoryBroker, MemoryKafka
 from stream.kafka.port import CommittedOffset, Headers, KafkaClient, Record, TopicPartition
 from stream.metrics import Metrics
@@ -47,6 +47,7 @@ _ENVELOPE = frozenset({"scored_at", "entity_view_age_ms"})
 _SETTINGS: Mapping[str, object] = {
     "kafka.session_timeout_ms": int(SESSION_TIMEOUT_S * 1000),
     "kafka.heartbeat_interval_ms": 1_000,
+    "kafka.client": os.environ.get("RISKSTREAM_KAFKA__CLIENT", "kafka-python"),
     "log.format": "json",
 }
 
@@ -216,7 +217,7 @@ class Deployment:
         self.partitions = partitions
         self.settings = load_settings(None, {}, self._overrides).settings
         self.topics = self.settings.topics
-        self.client = KafkaPythonClient(self.settings.kafka)
+        self.client = client_of(self.settings.kafka)
         self.domain = app.load_domain(self.settings)
         self.store = RedisStore(self.settings.redis, self.settings.state_namespace, self.domain.spec_id)
         self.workers: list[WorkerProcess] = []

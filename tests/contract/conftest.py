@@ -28,6 +28,7 @@ EMBEDDED_GAPS = {
     params=[
         "memory",
         pytest.param("apache", marks=pytest.mark.kafka),
+        pytest.param("confluent", marks=pytest.mark.kafka),
         pytest.param("embedded", marks=pytest.mark.embedded),
     ]
 )
@@ -35,6 +36,8 @@ def cluster(request: pytest.FixtureRequest, unique: str) -> Iterator[Cluster]:
     made: MemoryCluster | RealCluster
     if request.param == "memory":
         made = MemoryCluster(unique)
+    elif request.param == "confluent":
+        made = RealCluster(unique, request.getfixturevalue("apache_kafka").bootstrap, "confluent")
     else:
         gap = EMBEDDED_GAPS.get(request.function.__name__)
         if request.param == "embedded" and gap is not None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from kafka import TopicPartition as VendorPartition
 from kafka.admin import KafkaAdminClient, MemberToRemove
 
 from stream.config import KafkaSettings
-from stream.kafka.kafka_python import KafkaPythonClient
+from stream.kafka.connect import client_of
 from stream.kafka.memory import MemoryBroker, MemoryKafka
 from stream.kafka.port import (
     Admin,
@@ -116,13 +116,13 @@ class MemoryCluster(_Named):
 
 
 class RealCluster(_Named):
-    def __init__(self, name: str, bootstrap: str) -> None:
+    def __init__(self, name: str, bootstrap: str, kind: Literal["kafka-python", "confluent"] = "kafka-python") -> None:
         super().__init__(name)
-        self._bootstrap = bootstrap
+        self._bootstrap, self._kind = bootstrap, kind
 
     def client(self, worker_id: str = "worker-0", **settings: Any) -> KafkaClient:
-        values = {"bootstrap_servers": self._bootstrap, **settings}
-        return self._closing(KafkaPythonClient(self.settings(worker_id, **values)))
+        values = {"bootstrap_servers": self._bootstrap, "client": self._kind, **settings}
+        return self._closing(client_of(self.settings(worker_id, **values)))
 
     def create_topic(self, partitions: int = 1, suffix: str = "") -> str:
         admin = self.client().admin()

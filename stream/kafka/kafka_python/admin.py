@@ -9,10 +9,10 @@ from typing import Any
 import kafka.errors as vendor
 from kafka import KafkaProducer
 from kafka import TopicPartition as VendorPartition
-from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, TransactionState
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, MemberToRemove, TransactionState
 
 from stream.config import KafkaSettings
-from stream.errors import RiskstreamError
+from stream.errors import FencedError, RiskstreamError
 from stream.kafka.kafka_python.connection import admin_options, common_options
 from stream.kafka.kafka_python.errors import translated, translating
 from stream.kafka.port import CommittedOffset, TopicDescription, TopicPartition
@@ -76,7 +76,7 @@ class KafkaPythonAdmin:
             answer = self._patiently(lambda: self._vendor.list_group_offsets({group: wanted})[group])
         # A partition without a committed offset is answered with -1.
         return {
-            TopicPartition(*partition): CommittedOffset(entry.offset, entry.metadata or "")
+            TopicPartition(*partition): CommittedOffset(entry.offset, clean_metadata(entry.metadata))
             for partition, entry in answer.items()
             if entry.offset >= 0
         }
@@ -138,3 +138,31 @@ class KafkaPythonAdmin:
             elif not issubclass(error, (vendor.UnknownTopicOrPartitionError, vendor.LeaderNotAvailableError)):
                 raise translated(error(), f"describing topic {answer['name']}")
         return found
+
+
+def clean_metadata(text: str | None) -> str:
+    """An offset's metadata as it was meant: confluent-kafka 2.12 commits the NUL that ends a C string along."""
+    return (text or "").rstrip("\0")
+
+
+def remove_static_member(settings: KafkaSettings) -> None:
+    """Takes this worker's place in the group away at once. Blocks for a request or two."""
+    with translating("leaving the group"):
+        admin = KafkaAdminClient(**admin_options(settings))
+        try:
+            admin.remove_group_members(settings.group, [MemberToRemove(group_instance_id=settings.worker_id)])
+        finally:
+            admin.close()
+
+
+def check_not_replaced(settings: KafkaSettings, group_id: str, instance_id: str, member_id: str) -> None:
+    """FencedError if another member has joined the group as `instance_id`. Blocks for a request or two."""
+    with translating("looking for this worker in its group"):
+        admin = KafkaAdminClient(**admin_options(settings))
+        try:
+            members = admin.describe_groups([group_id])[group_id]["members"]
+        finally:
+            admin.close()
+    for member in members:
+        if member["group_instance_id"] == instance_id and member["member_id"] != member_id:
+            raise FencedError(f"another consumer has joined the group as {instance_id}")

@@ -19,7 +19,6 @@ from typing import Any, cast
 import kafka.errors as vendor
 from kafka import KafkaConsumer
 from kafka import TopicPartition as VendorPartition
-from kafka.admin import KafkaAdminClient, MemberToRemove
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.coordinator.consumer import ConsumerCoordinator
@@ -27,7 +26,8 @@ from kafka.structs import ConsumerGroupMetadata
 
 from stream.config import KafkaSettings
 from stream.errors import FencedError, PartitionLostError, UnavailableError
-from stream.kafka.kafka_python.connection import KnownTopics, admin_options, common_options
+from stream.kafka.kafka_python.admin import clean_metadata, remove_static_member
+from stream.kafka.kafka_python.connection import KnownTopics, common_options
 from stream.kafka.kafka_python.errors import translated, translating
 from stream.kafka.kafka_python.vendor_log import OnCallersThread
 from stream.kafka.port import CommittedOffset, RebalanceListener, Record, TopicPartition
@@ -280,7 +280,7 @@ class KafkaPythonConsumer(_Partitions):
         self._vendor._coordinator._offset_fetch_futures.clear()
         with translating(f"reading the committed offset of {_name(partition)}"):
             answer = self._vendor.committed(VendorPartition(*partition), metadata=True, timeout_ms=timeout_ms)
-        return None if answer is None else CommittedOffset(answer.offset, answer.metadata or "")
+        return None if answer is None else CommittedOffset(answer.offset, clean_metadata(answer.metadata))
 
     def known_end_offset(self, partition: TopicPartition) -> int | None:
         highwater: int | None = self._vendor.highwater(self._assigned(partition))
@@ -295,18 +295,9 @@ class KafkaPythonConsumer(_Partitions):
         was_member = bool(self._vendor.group_metadata().member_id)
         with translating("leaving the group"):
             self._vendor.close()
-            if leave_group and was_member:
-                self._remove_static_member()
-
-    def _remove_static_member(self) -> None:
-        # A static member never leaves by itself; this is what takes its place away at once.
-        admin = KafkaAdminClient(**admin_options(self._settings))
-        try:
-            admin.remove_group_members(
-                self._settings.group, [MemberToRemove(group_instance_id=self._settings.worker_id)]
-            )
-        finally:
-            admin.close()
+        if leave_group and was_member:
+            # A static member never leaves by itself; this is what takes its place away at once.
+            remove_static_member(self._settings)
 
 
 class KafkaPythonReader(_Partitions):

@@ -19,14 +19,14 @@ from typing import Any, cast
 import kafka.errors as vendor
 from kafka import KafkaProducer
 from kafka import TopicPartition as VendorPartition
-from kafka.admin import KafkaAdminClient
 from kafka.partitioner import Partitioner
 from kafka.serializer import Serializer
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from stream.config import KafkaSettings
 from stream.errors import FencedError, PartitionLostError, TurnAborted, UnavailableError
-from stream.kafka.kafka_python.connection import KnownTopics, admin_options, common_options
+from stream.kafka.kafka_python.admin import check_not_replaced
+from stream.kafka.kafka_python.connection import KnownTopics, common_options
 from stream.kafka.kafka_python.errors import in_transaction, translated, translating
 from stream.kafka.partitioner import partition_for
 from stream.kafka.port import CommittedOffset, GroupMetadata, Headers, TopicPartition
@@ -221,26 +221,14 @@ class KafkaPythonProducer(_Producing):
 
     def _start_anew(self) -> None:
         """A new vendor's producer of the same id: its start makes the broker end what the old one left open."""
-        self._check_not_replaced()
+        group = self._group
+        if group is not None:
+            # FencedError if another worker has taken this one's place in the group: it must keep the id, too.
+            check_not_replaced(self._settings, group.group_id, group.group_instance_id, group.member_id)
         self._discard()
         self._vendor = self._connect()
         self.init_transactions()
         self._broken = False
-
-    def _check_not_replaced(self) -> None:
-        """FencedError if another worker has taken this one's place in the group: it must keep the id, too."""
-        group = self._group
-        if group is None:
-            return
-        with translating("looking for this worker in its group"):
-            admin = KafkaAdminClient(**admin_options(self._settings))
-            try:
-                members = admin.describe_groups([group.group_id])[group.group_id]["members"]
-            finally:
-                admin.close()
-        for member in members:
-            if member["group_instance_id"] == group.group_instance_id and member["member_id"] != group.member_id:
-                raise FencedError(f"another consumer has joined the group as {group.group_instance_id}")
 
     def close(self) -> None:
         """Ends an open transaction if Kafka answers at once; its successor does so otherwise."""

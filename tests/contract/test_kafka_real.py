@@ -1,4 +1,4 @@
-"""What only a real broker can show of the kafka-python client: outages, refusals, credentials."""
+"""What only a real broker can show of a client: outages, refusals, credentials; and the vendors' own traps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, cast
 
 import pytest
 from kafka import TopicPartition as VendorPartition
@@ -13,20 +14,33 @@ from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 
 from stream.errors import FatalError, NotAuthorisedError, TurnAborted, UnavailableError
-from stream.kafka.kafka_python import KafkaPythonClient
+from stream.kafka.connect import client_of
 from stream.kafka.kafka_python.consumer import KafkaPythonConsumer
 from stream.kafka.kafka_python.producer import KafkaPythonProducer
-from stream.kafka.port import CommittedOffset, TopicPartition
+from stream.kafka.port import CommittedOffset, KafkaClient, TopicPartition
 from stream.stack import ApacheKafka
 from stream.stack.process import HOST, free_port
 from tests.conftest import require
 from tests.contract.kafka_clusters import RealCluster, Recorder, begun, joined, read, until, values, write
 
+Kind = Literal["kafka-python", "confluent"]
 pytestmark = pytest.mark.kafka
 
 
+@pytest.fixture(params=["kafka-python", "confluent"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return cast(Kind, request.param)
+
+
 @pytest.fixture
-def cluster(apache_kafka: ApacheKafka, unique: str) -> Iterator[RealCluster]:
+def cluster(apache_kafka: ApacheKafka, unique: str, kind: Kind) -> Iterator[RealCluster]:
+    made = RealCluster(unique, apache_kafka.bootstrap, kind)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def python_cluster(apache_kafka: ApacheKafka, unique: str) -> Iterator[RealCluster]:
     made = RealCluster(unique, apache_kafka.bootstrap)
     yield made
     made.close()
@@ -52,10 +66,10 @@ def test_a_record_that_the_topic_refuses_is_never_lost_in_silence(cluster: RealC
 
 
 def test_an_undelivered_record_that_the_vendor_forgives_aborts_the_turn(
-    cluster: RealCluster, monkeypatch: pytest.MonkeyPatch
+    python_cluster: RealCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = cluster.client()
-    topic = cluster.create_topic()
+    client = python_cluster.client()
+    topic = python_cluster.create_topic()
     producer = client.producer("tx-" + topic)
     assert isinstance(producer, KafkaPythonProducer)
     producer.init_transactions()
@@ -77,9 +91,11 @@ def test_an_undelivered_record_that_the_vendor_forgives_aborts_the_turn(
     assert values(read(reader, 1)) == [b"again"]
 
 
-def test_an_answer_that_a_short_poll_left_behind_is_not_taken_for_the_committed_offset(cluster: RealCluster) -> None:
-    client = cluster.client()
-    topic = cluster.create_topic()
+def test_an_answer_that_a_short_poll_left_behind_is_not_taken_for_the_committed_offset(
+    python_cluster: RealCluster,
+) -> None:
+    client = python_cluster.client()
+    topic = python_cluster.create_topic()
     partition = TopicPartition(topic, 0)
     consumer, _ = joined(client, [topic])
     assert isinstance(consumer, KafkaPythonConsumer)
@@ -129,8 +145,8 @@ def own_broker(tmp_path: Path) -> Iterator[ApacheKafka]:
         yield server
 
 
-def test_an_outage_aborts_the_turn_and_ends_with_it(own_broker: ApacheKafka) -> None:
-    cluster = RealCluster("outage", own_broker.bootstrap)
+def test_an_outage_aborts_the_turn_and_ends_with_it(own_broker: ApacheKafka, kind: Kind) -> None:
+    cluster = RealCluster("outage", own_broker.bootstrap, kind)
     topic = cluster.create_topic()
     client = cluster.client(request_timeout_ms=1_500, transaction_timeout_ms=1_500)
     producer = begun(client, "tx")
@@ -185,7 +201,7 @@ def guarded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.kill()
 
 
-def _guarded_client(bootstrap: str, user: str, password: str) -> KafkaPythonClient:
+def _guarded_client(bootstrap: str, user: str, password: str, kind: Kind) -> KafkaClient:
     settings = RealCluster("guarded", bootstrap).settings(
         "worker-0",
         bootstrap_servers=bootstrap,
@@ -194,22 +210,24 @@ def _guarded_client(bootstrap: str, user: str, password: str) -> KafkaPythonClie
         sasl_username=user,
         sasl_password=password,
         request_timeout_ms=4_000,
+        client=kind,
     )
-    return KafkaPythonClient(settings)
+    return client_of(settings)
 
 
-def test_credentials_are_passed_through(guarded_broker: str) -> None:
-    cluster = RealCluster("guarded", guarded_broker)
-    client = cluster._closing(_guarded_client(guarded_broker, "admin", "right"))
-    write(client, "guarded", [b"let in"])
-    consumer, _ = joined(client, ["guarded"])
+def test_credentials_are_passed_through(guarded_broker: str, unique: str, kind: Kind) -> None:
+    cluster = RealCluster(unique, guarded_broker)
+    client = cluster._closing(_guarded_client(guarded_broker, "admin", "right", kind))
+    client.admin().create_topic(unique, partitions=1, replication_factor=1, config={})
+    write(client, unique, [b"let in"])
+    consumer, _ = joined(client, [unique])
     assert values(read(consumer, 1)) == [b"let in"]
     cluster.close()
 
 
 @pytest.mark.parametrize("make", ["admin", "consumer", "plain_producer", "reader"])
-def test_a_wrong_password_is_not_an_outage(guarded_broker: str, make: str) -> None:
-    client = _guarded_client(guarded_broker, "admin", "wrong")
+def test_a_wrong_password_is_not_an_outage(guarded_broker: str, make: str, kind: Kind) -> None:
+    client = _guarded_client(guarded_broker, "admin", "wrong", kind)
     started = time.monotonic()
     with pytest.raises(NotAuthorisedError, match="sasl") as refused:
         getattr(client, make)()
@@ -217,8 +235,8 @@ def test_a_wrong_password_is_not_an_outage(guarded_broker: str, make: str) -> No
     assert "wrong" not in str(refused.value)
 
 
-def test_missing_rights_are_named(guarded_broker: str) -> None:
-    client = _guarded_client(guarded_broker, "reader", "right")
+def test_missing_rights_are_named(guarded_broker: str, kind: Kind) -> None:
+    client = _guarded_client(guarded_broker, "reader", "right", kind)
     with pytest.raises(NotAuthorisedError):
         client.plain_producer().produce("guarded", b"x")
     with pytest.raises(NotAuthorisedError):

@@ -1,0 +1,64 @@
+"""CPU of a worker per event over more and more accounts with one size of arena, uniform and Zipf."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bench.job import SEED, Job
+from bench.processes import WorkerProcess, between, deployed
+
+SIZES = (10_000, 100_000, 1_000_000, 3_000_000)
+ARENA = 65_536
+_EVENTS, _QUICK_EVENTS = 120_000, 40_000
+_BURN_IN = 0.6
+_ZIPF, _ZIPF_SHIFT = 1.5, 50
+"""Account k gets a share that goes with (k + 50)^-1.5: no account is more than 1 % of the events, and of three
+million the arena's 65,536 hottest make 97 %."""
+
+
+def run(job: Job, *, quick: bool) -> dict[str, Any]:
+    """Every size by both laws; of uniform accounts from the second size on most rows have to be fetched."""
+    found: dict[str, Any] = {}
+    for law in ("zipf", "uniform"):
+        for size in (SIZES[0], SIZES[-1]) if quick else SIZES:
+            found[f"{law} {size}"] = _of(job, law, size, _QUICK_EVENTS if quick else _EVENTS)
+    return {"arena_accounts": ARENA, "by": found}
+
+
+def _of(job: Job, law: str, size: int, count: int) -> dict[str, Any]:
+    accounts = [f"acc-{number:07d}" for number in drawn(law, size, count).tolist()]
+    events = job.events(count)
+    events.text["account_id"][:] = accounts
+    messages = list(zip([account.encode() for account in accounts], events.events_json(), strict=True))
+    name = f"accounts-{law}-{size}"
+    with deployed(job, name, kafka__client="confluent", state__arena_accounts=ARENA) as deployment:
+        deployment.publish(messages)
+        with deployment.worker() as worker:
+            start = deployment.until(_BURN_IN * count, worker)
+            before = _rows(worker)
+            end = deployment.until(0.98 * count, worker)
+            after = _rows(worker)
+            worker.finish()
+    events_done = end.events - start.events
+    rows = {name: round((after[name] - before[name]) / events_done, 3) for name in after}
+    return between(start, end) | {f"{name}_per_event": value for name, value in rows.items()}
+
+
+def drawn(law: str, size: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """(count,): account numbers below `size`, seeded."""
+    rng = np.random.default_rng((SEED, size))
+    if law == "uniform":
+        return rng.integers(0, size, count)
+    cumulative = np.cumsum((np.arange(size) + 1.0 + _ZIPF_SHIFT) ** -_ZIPF)
+    return np.searchsorted(cumulative, rng.random(count) * cumulative[-1])
+
+
+def _rows(worker: WorkerProcess) -> dict[str, float]:
+    metrics = worker.metrics()
+    return {
+        "account_misses": metrics.get('riskstream_arena_misses_total{pool="account"}', 0.0),
+        "rows_loaded": metrics.get('riskstream_redis_rows_total{operation="loaded"}', 0.0),
+        "rows_absent": metrics.get('riskstream_redis_rows_total{operation="absent"}', 0.0),
+    }

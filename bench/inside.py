@@ -12,6 +12,7 @@ from stream.engine.worker import Worker
 from stream.history.batch import HistoryBatch
 from stream.kafka.memory import MemoryBroker, MemoryKafka
 from stream.metrics import Metrics
+from stream.scoring.loading import load_scorer
 from stream.stack import RedisServer
 from stream.state.redis import RedisStore
 
@@ -29,7 +30,7 @@ class InsideEngine:
             admin.create_topic(topic, partitions=PARTITIONS, replication_factor=1, config={})
         self.store = RedisStore(self.settings.redis, self.settings.state_namespace, job.domain.spec_id)
         self.metrics = Metrics(CollectorRegistry())
-        scorer = app.load_scorer(job.bundle, job.domain)
+        scorer = load_scorer(job.bundle, job.domain)
         self.worker: Worker = app.build_worker(
             self.settings, job.domain, self.client, self.store, self.metrics, scorer=scorer, clock=SystemClock()
         )

@@ -21,6 +21,7 @@ from stream.config import Settings, load_settings
 from stream.demo.plan import write_rates
 from stream.features.spec import Domain
 from stream.history.batch import HistoryBatch, iterate_slices
+from stream.scoring.loading import load_scorer
 from stream.simulate.simulation import Simulation
 from stream.stack.cache import cache_folder, exclusive
 
@@ -97,7 +98,7 @@ class Job:
         """
         environment = {"RISKSTREAM_SCORING__RATES": str(self.rates)}
         settings = load_settings(None, environment, {}).settings
-        scorer = app.load_scorer(folder / "bundle", self.domain)
+        scorer = load_scorer(folder / "bundle", self.domain)
         offline = app.OfflineScorer(settings, self.domain, scorer, SystemClock(), labels="none")
         found = [
             record["probability"]

@@ -48,5 +48,5 @@ def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 def broker(monkeypatch: pytest.MonkeyPatch) -> MemoryBroker:
     """What every command of this process takes for Kafka."""
     broker = MemoryBroker()
-    monkeypatch.setattr(stream.cli.connection, "KafkaPythonClient", lambda settings: MemoryKafka(broker, settings))
+    monkeypatch.setattr(stream.cli.connection, "client_of", lambda settings: MemoryKafka(broker, settings))
     return broker

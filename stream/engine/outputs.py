@@ -137,25 +137,25 @@ class Judge:
 
     def score_records(self, judged: Judged, situation: Situation) -> list[dict[str, Any]]:
         """One record per new event, of the shape of events.records.RiskScore."""
-        scored, assembled = judged.scored, judged.scored.assembled
-        common = self._common(judged, situation)
-        index = scored.index
+        scored, assembled, index = judged.scored, judged.scored.assembled, judged.scored.index
         shared = assembled.shared[index].tolist()
-        age_ms = np.maximum(situation.now_ms - assembled.view_read_ms[index], 0).tolist()
+        ages = np.maximum(situation.now_ms - assembled.view_read_ms[index], 0).tolist()
+        age_ms = [age if others else None for age, others in zip(ages, shared, strict=True)]
         components = [{}] * len(index) if scored.scores is None else _rows_of(scored.scores.components)
-        features, shadows = self._features(judged), _shadow_rows(judged)
-        spec_id = self._domain.spec_id
-        for place, (record, position) in enumerate(zip(common, index.tolist(), strict=True)):
-            record["labels_offset"] = situation.labels_offset[position]
-            record["entity_view_age_ms"] = age_ms[place] if shared[place] else None
-            record["components"] = components[place]
+        labels_offset, places = situation.labels_offset, index.tolist()
+        spec_id, rates_version = self._domain.spec_id, self._rates_version
+        records = self._common(judged, situation)
+        for record, position, age, parts in zip(records, places, age_ms, components, strict=True):
+            record["labels_offset"] = labels_offset[position]
+            record["entity_view_age_ms"] = age
+            record["components"] = parts
             record["spec_id"] = spec_id
-            record["rates_version"] = self._rates_version
-            if place in features:
-                record["features"] = features[place]
-            if shadows:
-                record["shadow"] = shadows[place]
-        return common
+            record["rates_version"] = rates_version
+        for place, values in self._features(judged).items():
+            records[place]["features"] = values
+        for record, shadow in zip(records, _shadow_rows(judged), strict=False):
+            record["shadow"] = shadow
+        return records
 
     def alert_records(self, judged: Judged, records: list[dict[str, Any]], *, explain: bool) -> list[dict[str, Any]]:
         """One alert per suspicious event, with the reasons; without them if `explain` is False (shed)."""
@@ -179,28 +179,32 @@ class Judge:
         decider = self._decider(scored.scorer)
         model = scored.scorer.manifest.label if scored.scorer is not None else None
         scored_at, policy_version = moment_text(situation.now_ms), self._policy.version
-        bands = [*decider.band_names]
-        probability = judged.probability.tolist()
-        records = []
-        for place, position in enumerate(scored.index.tolist()):
-            identity, passthrough = self._splitter.split(scored.batch.events[position])
-            score, band = int(decided.score[place]), int(decided.band[place])
-            records.append(
-                identity
-                | {
-                    "passthrough": passthrough,
-                    "origin": situation.origins[position],
-                    "probability": None if score == NO_SCORE else probability[place],
-                    "score": None if score == NO_SCORE else score,
-                    "band": None if band == NO_BAND else bands[band],
-                    "decision": DECISIONS[decided.decision[place]],
-                    "rules": [hit.model_dump() for hit in decided.hits.get(place, ())],
-                    "model": model,
-                    "policy_version": policy_version,
-                    "flags": _names(int(judged.flags[place])),
-                    "scored_at": scored_at,
-                }
-            )
+        events, origins, split = scored.batch.events, situation.origins, self._splitter.split
+        bands = {**dict(enumerate(decider.band_names)), NO_BAND: None}
+        hits = {place: [hit.model_dump() for hit in some] for place, some in decided.hits.items()}
+        columns = (
+            scored.index.tolist(),
+            judged.probability.tolist(),
+            decided.score.tolist(),
+            decided.band.tolist(),
+            decided.decision.tolist(),
+            judged.flag_names(),
+        )
+        records: list[dict[str, Any]] = []
+        for position, probability, score, band, decision, flags in zip(*columns, strict=True):
+            record, passthrough = split(events[position])
+            record["passthrough"] = passthrough
+            record["origin"] = origins[position]
+            record["probability"] = None if score == NO_SCORE else probability
+            record["score"] = None if score == NO_SCORE else score
+            record["band"] = bands[band]
+            record["decision"] = DECISIONS[decision]
+            record["rules"] = hits.get(len(records), [])
+            record["model"] = model
+            record["policy_version"] = policy_version
+            record["flags"] = flags
+            record["scored_at"] = scored_at
+            records.append(record)
         return records
 
     def _features(self, judged: Judged) -> dict[int, dict[str, float]]:

@@ -13,6 +13,7 @@ this thread; what takes long or may fail is left to the turn.
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
@@ -24,7 +25,7 @@ from stream.engine.flush import RowKeeper, no_fault
 from stream.engine.inputs import Share
 from stream.engine.partition import METADATA_LIMIT, Partition, Phase, transactional_id
 from stream.engine.restoring import Restorer
-from stream.engine.turn import Turn, TurnResult
+from stream.engine.turn import Message, Turn, TurnResult
 from stream.errors import DeadLetterError, FatalError, StateLostError, TopicError, TurnAborted, UnavailableError
 from stream.kafka.port import CommittedOffset, Consumer, KafkaClient, Producer, TopicPartition
 from stream.metrics import Metrics
@@ -268,14 +269,12 @@ class Worker:
         producer = self._producer
         with self._metrics.stage("produce"):
             producer.begin()
-            for message in result.messages:
-                producer.produce(
-                    message.topic,
-                    message.value,
-                    key=message.key,
-                    headers=message.headers,
-                    partition=message.partition,
-                )
+            for (topic, number), messages in _by_partition(result.messages).items():
+                if number is not None:
+                    producer.produce_all(topic, number, [(m.key, m.value, m.headers) for m in messages])
+                    continue
+                for message in messages:
+                    producer.produce(topic, message.value, key=message.key, headers=message.headers)
         self._fault("turn:after_produce")
         offsets: dict[TopicPartition, CommittedOffset] = {}
         for share in shares:
@@ -493,3 +492,11 @@ class Worker:
     def _inputs_of(self, numbers: Iterable[int]) -> list[TopicPartition]:
         topics = self._settings.topics
         return [TopicPartition(topic, n) for n in numbers for topic in (topics.transactions, topics.labels)]
+
+
+def _by_partition(messages: Iterable[Message]) -> dict[tuple[str, int | None], list[Message]]:
+    """Messages by (topic, partition), in their order."""
+    groups: dict[tuple[str, int | None], list[Message]] = defaultdict(list)
+    for message in messages:
+        groups[message.topic, message.partition].append(message)
+    return groups

@@ -15,7 +15,7 @@ from stream.errors import (
     TurnAborted,
 )
 from stream.kafka.partitioner import partition_for
-from stream.kafka.port import CommittedOffset, TopicPartition
+from stream.kafka.port import CommittedOffset, KeyedValue, TopicPartition
 from tests.contract.kafka_clusters import (
     Cluster,
     Recorder,
@@ -106,6 +106,33 @@ def test_commit_shows_records_and_offsets_together(cluster: Cluster) -> None:
     reader = client.reader()
     reader.assign({TopicPartition(target, 0): 0})
     assert values(read(reader, 1)) == [b"score"]
+
+
+def test_what_is_produced_at_one_time_arrives_whole_and_in_order(cluster: Cluster) -> None:
+    client = cluster.client()
+    topic = cluster.create_topic(partitions=2)
+    producer = begun(client, "tx-" + cluster.name)
+    odd: list[KeyedValue] = [(None, b"v", ()), (b"k", None, ()), (b"", b"", [("a", b"1"), ("empty", b""), ("a", b"2")])]
+    # Lengths around every number of bytes that a length takes, and more than one batch holds.
+    sizes = [0, 1, 63, 64, 65, 8_191, 8_192, 8_193, 16_383, 16_384, 200_000, *range(1_000, 1_300)]
+    many: list[KeyedValue] = [(b"%d" % size, b"x" * size, [("size", b"%d" % size)]) for size in sizes]
+    producer.produce_all(topic, 1, odd)
+    producer.produce_all(topic, 1, many)
+    producer.produce_all(topic, 0, [])
+    producer.produce(topic, b"last", partition=1)
+    producer.commit()
+    producer.begin()
+    producer.produce_all(topic, 1, many)
+    producer.abort()
+    reader = client.reader()
+    reader.assign({TopicPartition(topic, 1): 0, TopicPartition(topic, 0): 0})
+    records = read(reader, len(odd) + len(many) + 1)
+    found = [(record.key, record.value, list(record.headers)) for record in records]
+    assert found[:-1] == [(key, value, list(headers)) for key, value, headers in (*odd, *many)]
+    assert found[-1][1] == b"last"
+    assert [record.offset for record in records] == list(range(len(records)))
+    assert all(abs(record.timestamp - time.time() * 1000) < 60_000 for record in records)
+    assert reader.poll(10, 200) == {}
 
 
 def test_abort_leaves_no_trace_but_offsets(cluster: Cluster) -> None:
@@ -208,7 +235,7 @@ def test_a_producer_of_the_same_id_fences_the_former(cluster: Cluster) -> None:
     zombie.produce(topic, b"zombie")
     successor = begun(client, "tx-" + cluster.name)
     with pytest.raises(FencedError):  # noqa: PT012  # which call notices depends on the client
-        zombie.produce(topic, b"zombie again")
+        zombie.produce_all(topic, 0, [(None, b"zombie again", ())])
         zombie.commit()
     with pytest.raises(FencedError):
         zombie.abort()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -23,11 +23,12 @@ from stream.kafka.confluent.consumer import Membership
 from stream.kafka.confluent.errors import in_transaction, translated, translating
 from stream.kafka.kafka_python.admin import check_not_replaced
 from stream.kafka.kafka_python.connection import KnownTopics
-from stream.kafka.port import CommittedOffset, GroupMetadata, Headers, TopicPartition
+from stream.kafka.port import CommittedOffset, GroupMetadata, Headers, KeyedValue, TopicPartition
 
 # A dead letter is its original and some headers more, so it must be allowed to be larger.
 _MAX_MESSAGE_BYTES = 16_777_216
-_BATCH_BYTES = 262_144
+# Above the topics' max.message.bytes a batch is refused: no output topic may allow less.
+_BATCH_BYTES = 131_072
 _CLOSE_TIMEOUT_S = 5.0
 # A commit and a flush send at once, whatever the linger: until then records only gather.
 _LINGER_MS = 20
@@ -70,6 +71,10 @@ class _Producing:
                 self._vendor.poll(_QUEUE_FULL_S)
             except KafkaException as error:
                 raise self._failure(error.args[0], f"producing to {topic}") from error
+
+    def produce_all(self, topic: str, partition: int, messages: Sequence[KeyedValue]) -> None:
+        for key, value, headers in messages:
+            self.produce(topic, value, key=key, headers=headers, partition=partition)
 
     def _options(self, settings: KafkaSettings) -> dict[str, Any]:
         return {

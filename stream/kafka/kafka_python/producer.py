@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import kafka.errors as vendor
@@ -26,10 +26,11 @@ from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 from stream.config import KafkaSettings
 from stream.errors import FencedError, PartitionLostError, TurnAborted, UnavailableError
 from stream.kafka.kafka_python.admin import check_not_replaced
+from stream.kafka.kafka_python.batches import hand_over
 from stream.kafka.kafka_python.connection import KnownTopics, common_options
 from stream.kafka.kafka_python.errors import in_transaction, translated, translating
 from stream.kafka.partitioner import partition_for
-from stream.kafka.port import CommittedOffset, GroupMetadata, Headers, TopicPartition
+from stream.kafka.port import CommittedOffset, GroupMetadata, Headers, KeyedValue, TopicPartition
 
 # A dead letter is its original and some headers more, so it must be allowed to be larger.
 _MAX_REQUEST_BYTES = 16_777_216
@@ -168,6 +169,7 @@ class KafkaPythonProducer(_Producing):
         self._in_transaction = False
         self._broken = False
         self._group: ConsumerGroupMetadata | None = None
+        self._ready: set[tuple[str, int]] = set()
         self._vendor = self._connect()
 
     def _connect(self) -> Any:
@@ -177,9 +179,24 @@ class KafkaPythonProducer(_Producing):
                 transactional_id=self._transactional_id,
                 transaction_timeout_ms=self._settings.transaction_timeout_ms,
             )
+        self._ready.clear()
         # An epoch bump in mid-transaction loses its records, and lets a zombie take its id back.
         producer._transaction_manager._NEEDS_EPOCH_BUMP_ERRORS = frozenset()
         return producer
+
+    def produce_all(self, topic: str, partition: int, messages: Sequence[KeyedValue]) -> None:
+        if (topic, partition) not in self._ready:
+            self._topics.require(topic, partition)
+            # The vendor's sender learns of a topic's leaders only when it is told of the topic.
+            with translating(f"looking for the leaders of {topic}"):
+                self._vendor._wait_on_metadata(topic, self._settings.request_timeout_ms)
+            self._ready.add((topic, partition))
+            self._seen.add(topic)
+        try:
+            self._futures += hand_over(self._vendor, topic, partition, messages, _BATCH_BYTES)
+            self._vendor._sender.wakeup()
+        except vendor.KafkaError as error:
+            raise self._failure(error, f"producing to {topic}") from error
 
     def init_transactions(self) -> None:
         with translating(f"taking the transactional id {self._transactional_id}"):

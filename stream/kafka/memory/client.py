@@ -15,6 +15,7 @@ from stream.kafka.port import (
     CommittedOffset,
     GroupMetadata,
     Headers,
+    KeyedValue,
     RebalanceListener,
     TopicDescription,
     TopicPartition,
@@ -324,6 +325,10 @@ class MemoryProducer:
         self._queue.append((topic, value, key, headers, partition, timestamp_ms))
         if len(self._queue) >= self._queue_limit:
             self._send()
+
+    def produce_all(self, topic: str, partition: int, messages: Sequence[KeyedValue]) -> None:
+        for key, value, headers in messages:
+            self.produce(topic, value, key=key, headers=headers, partition=partition)
 
     def _send(self) -> None:
         queue, self._queue = self._queue, []

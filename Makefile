@@ -3,12 +3,13 @@
 # Variables: KAFKA=embedded|apache   the broker of the demo (apache needs Java and Maven)
 #            DEMO_SECONDS=60         ends the demo by itself
 #            PYTHON=python3.12       the Python that makes .venv (3.11 to 3.13)
+#            N=1000000 SEED=1        how many messages `make fuzz` tries, and which
 #            CI=true                 a skipped test is a failure
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock schemas reference dashboards replay-sparkov deploy-check image-check clean
+.PHONY: help setup demo test check format lock schemas reference dashboards replay-sparkov deploy-check image-check fuzz clean
 
 PYTHON ?= python3
 KAFKA ?= embedded
@@ -73,6 +74,9 @@ lock: $(READY) ## resolve requirements.lock anew; add UPGRADE=1 for newer versio
 	  $(BIN)/python -m uv pip compile --quiet $(LOCK_COMMON) --no-annotate --no-emit-package riskstream $(if $(UPGRADE),--upgrade) \
 	    deploy/locks/$$name.in -o deploy/locks/$$name.lock; \
 	done
+
+fuzz: $(READY) ## N hostile messages through decoding, validation, columns and a worker in memory
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fuzz --messages $(or $(N),1000000) --seed $(or $(SEED),1)
 
 replay-sparkov: $(READY) ## a public card history through real Kafka and Redis, checked against offline scoring
 	$(BIN)/python -m bench.replay_sparkov

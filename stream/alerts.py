@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stream.kafka.port import Reader, Record, TopicPartition
+from stream.kafka.reading import read_range
 
 _POLL_RECORDS, _POLL_MS = 1_000, 200
 
@@ -21,7 +22,7 @@ def newest(reader: Reader, topic: str, partitions: int, count: int) -> tuple[lis
     while True:
         # Transactions' markers take offsets too, so how far back the last alerts lie is not known.
         starts = {tp: max(first, end - back) for tp, (first, end) in ranges.items() if first < end}
-        found = list(_read(reader, starts, ends))
+        found = list(read_range(reader, starts, ends))
         if len(found) >= count or all(starts[tp] == ranges[tp][0] for tp in starts):
             found.sort(key=lambda record: record.timestamp)
             return found[len(found) - min(count, len(found)) :], ends
@@ -34,16 +35,6 @@ def follow(reader: Reader, positions: Mapping[TopicPartition, int], stop: thread
     while not stop.is_set():
         for records in reader.poll(_POLL_RECORDS, _POLL_MS).values():
             yield from records
-
-
-def _read(reader: Reader, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]) -> Iterator[Record]:
-    waiting = set(starts)
-    if waiting:
-        reader.assign(starts)
-    while waiting:
-        for tp, records in reader.poll(_POLL_RECORDS, _POLL_MS).items():
-            yield from (record for record in records if record.offset < ends[tp])
-        waiting = {tp for tp in waiting if reader.position(tp) < ends[tp]}
 
 
 def parsed(record: Record) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from stream.kafka.port import Reader, Record, TopicPartition
 REMEMBERED = 64
 _SCORED, _DEAD, _SUSPICIOUS, _ALERTED, _WITHOUT_HISTORY, _PRESENT = 1, 2, 4, 8, 16, 32
 _EXAMPLES = 5
+_REDRIVEN = "riskstream-redriven"
 _POLL_RECORDS, _POLL_MS, _PATIENCE_S = 2_000, 500, 60.0
 _HISTORY_MISSING = frozenset({"cold", "degraded"})
 
@@ -123,6 +124,8 @@ class AuditReport:
     partitions: tuple[PartitionCounts, ...]
     alerts: int
     labels_dead: int
+    redriven: Mapping[str, int]
+    """Of the events: dead letters that were sent again, all of them and by outcome."""
     findings: Findings
     notes: tuple[str, ...]
 
@@ -146,6 +149,7 @@ class AuditReport:
             **{name: self.total(name) for name in names},
             "alerts": self.alerts,
             "labels_dead": self.labels_dead,
+            "redriven": dict(self.redriven),
             "identity_holds": self.identity_holds,
             "exactly_once": self.exactly_once,
             "problems": {
@@ -202,6 +206,7 @@ class Auditor:
         self._recent: dict[int, array[int]] = {}
         self._newer: dict[TopicPartition, int] = {}
         self._alerts = 0
+        self._redriven = dict.fromkeys(("events", "scored", "duplicates", "dead"), 0)
 
     def run(self) -> AuditReport:
         """Reads outputs first, then the transactions. UnavailableError, TopicError."""
@@ -217,7 +222,7 @@ class Auditor:
         self._check_newer()
         counts = self._compare_inputs()
         dead = sum(self._count(tp, _DEAD) for tp in self._inputs[topics.labels])
-        return AuditReport(tuple(counts), self._alerts, dead, self._findings, tuple(self._notes))
+        return AuditReport(tuple(counts), self._alerts, dead, self._redriven, self._findings, tuple(self._notes))
 
     # --- reading
 
@@ -353,7 +358,14 @@ class Auditor:
         counts = [PartitionCounts(tp.partition) for tp in partitions]
         ranges = {tp: (self._origins[tp].first, self._origins[tp].end) for tp in partitions}
         for record in self._read(self._topics.transactions, ranges):
-            self._compare(record, counts[record.partition])
+            of_partition = counts[record.partition]
+            if any(name == _REDRIVEN for name, _ in record.headers):
+                before = {name: getattr(of_partition, name) for name in self._redriven}
+                self._compare(record, of_partition)
+                for name, count in before.items():
+                    self._redriven[name] += getattr(of_partition, name) - count
+            else:
+                self._compare(record, of_partition)
         for tp in partitions:
             origins = self._origins[tp]
             for place, bits in enumerate(origins.bits):

@@ -84,6 +84,12 @@ def _print(report: AuditReport) -> None:
     rows = [(str(c.partition), *(f"{getattr(c, name):,}" for name in names)) for c in report.partitions]
     print_table([*rows, ("all", *(f"{report.total(name):,}" for name in names))], ("partition", *names))
     print(f"{report.alerts:,} alerts, {report.labels_dead:,} dead letters of labels")
+    if report.redriven["events"]:
+        redriven = report.redriven
+        print(
+            f"{redriven['events']:,} of the events were redriven: {redriven['scored']:,} scored, "
+            f"{redriven['duplicates']:,} duplicates, {redriven['dead']:,} dead again"
+        )
     for text in report.notes:
         print(f"{coloured('note:', 'warning')} {text}")
     for problem, found in report.findings.counts.items():

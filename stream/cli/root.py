@@ -36,6 +36,7 @@ COMMANDS = (
     "alerts",
     "audit",
     "quality",
+    "deadletter",
     "bundle",
     "model",
     "state",

@@ -52,6 +52,7 @@ COMMANDS = [
     *(["model", name] for name in ("deploy", "rollback", "remove", "status")),
     ["state", "rebuild"],
     ["quality"],
+    *(["deadletter", name] for name in ("list", "show", "redrive")),
 ]
 
 
@@ -87,7 +88,7 @@ def test_the_root_help_names_every_command_with_a_summary(shell: Shell) -> None:
 
 
 def test_a_group_or_nothing_at_all_shows_help(shell: Shell) -> None:
-    for words in ([], ["stack"], ["topics"], ["bundle"], ["model"], ["state"]):
+    for words in ([], ["stack"], ["topics"], ["bundle"], ["model"], ["state"], ["deadletter"]):
         ended = shell(*words)
         assert "Commands:" in ended.out + ended.err
 

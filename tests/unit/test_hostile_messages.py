@@ -6,6 +6,7 @@ compiled modules that go through Python's own functions included.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
 import sys
@@ -21,7 +22,9 @@ from stream.scoring import bundle
 from stream.scoring.scorer import TorchScorer
 from tests.unit.model_fixtures import write_quick_bundle
 
-HARMLESS = frozenset({"object.__getattr__", "object.__setattr__", "object.__delattr__", "sys._getframe", "array.__new__"})
+HARMLESS = frozenset(
+    {"object.__getattr__", "object.__setattr__", "object.__delattr__", "sys._getframe", "array.__new__"}
+)
 """Looking at an object, which Python reports too."""
 
 
@@ -96,8 +99,6 @@ def test_a_pickle_or_a_program_is_only_bytes(watch: Watch, worker: MemoryWorker,
 )
 def test_the_watch_can_see(watch: Watch, act: object, event: str) -> None:
     watch.begin()
-    try:
+    with contextlib.suppress(ImportError):
         act()  # type: ignore[operator]
-    except ImportError:
-        pass
     assert event in watch.end()

@@ -9,7 +9,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock schemas reference dashboards replay-sparkov deploy-check image-check fuzz clean
+.PHONY: help setup demo test check format lock schemas reference dashboards replay-sparkov deploy-check image-check fuzz audit clean
 
 PYTHON ?= python3
 KAFKA ?= embedded
@@ -46,7 +46,7 @@ demo: $(READY) ## broker, Redis, a trained model, 2 workers and a live view; Ctr
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest $(NO_SKIPS) -n 2 --dist loadfile tests
 
-check: $(READY) ## lint, format, types, layers, and that generated files are current
+check: $(READY) ## lint, format, types, layers, the lock, and that generated files are current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -54,6 +54,7 @@ check: $(READY) ## lint, format, types, layers, and that generated files are cur
 	$(BIN)/python -m stream.schemas --check
 	$(BIN)/python -m stream.reference --check
 	$(BIN)/python -m deploy.grafana.build --check
+	$(BIN)/python .ci/check_lock.py
 
 format: $(READY) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix --quiet . || true
@@ -74,6 +75,9 @@ lock: $(READY) ## resolve requirements.lock anew; add UPGRADE=1 for newer versio
 	  $(BIN)/python -m uv pip compile --quiet $(LOCK_COMMON) --no-annotate --no-emit-package riskstream $(if $(UPGRADE),--upgrade) \
 	    deploy/locks/$$name.in -o deploy/locks/$$name.lock; \
 	done
+
+audit: $(READY) ## ask the vulnerability databases about every pin of requirements.lock; needs a network
+	$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict --progress-spinner off
 
 fuzz: $(READY) ## N hostile messages through decoding, validation, columns and a worker in memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fuzz --messages $(or $(N),1000000) --seed $(or $(SEED),1)

@@ -26,7 +26,7 @@ from stream.engine.pipeline import Pipeline
 from stream.engine.restoring import Restorer
 from stream.engine.turn import Turn
 from stream.engine.worker import Worker
-from stream.errors import ConfigError, FatalError, NotAuthorisedError
+from stream.errors import CertificateError, ConfigError, CredentialsError, FatalError, NotAuthorisedError
 from stream.features.assemble import FeatureState
 from stream.features.assemble import check as check_domain
 from stream.features.money import Rates
@@ -167,11 +167,16 @@ def check_topics(settings: Settings, client: KafkaClient) -> dict[str, int]:
 def check_store(store: StateStore) -> None:
     """Refuses a store that may lose rows behind our back, or lacks a right. A store that is away is waited for.
 
-    ConfigError, NotAuthorisedError.
+    ConfigError, NotAuthorisedError, CredentialsError, CertificateError.
     """
+    kinds = {
+        "redis rights": NotAuthorisedError,
+        "redis credentials": CredentialsError,
+        "redis certificate": CertificateError,
+    }
     for finding in store.check():
-        if finding.level == "error" and finding.subject == "redis rights":
-            raise NotAuthorisedError(f"{finding.message}. {finding.remedy}")
+        if finding.level == "error" and finding.subject in kinds:
+            raise kinds[finding.subject](finding.message)
         if finding.level == "error" and finding.subject != "redis":
             raise ConfigError(f"{finding.subject}: {finding.message}. {finding.remedy}")
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from stream.config import Settings
-from stream.errors import RiskstreamError, UnavailableError
+from stream.errors import CertificateError, CredentialsError, NotAuthorisedError, RiskstreamError, UnavailableError
 from stream.kafka.port import Admin, CommittedOffset, KafkaClient, Reader, TopicDescription, TopicPartition
 from stream.state.store import Checkpoint, Finding, StateStore
 
@@ -45,6 +46,13 @@ _NO_COORDINATOR = (
     "the replication factor of __transaction_state must not exceed the number of brokers: look at that topic"
 )
 _START_IT = "start the server, or correct its address in the settings"
+_AS_OPERATOR = "run doctor as an operator: `riskstream rights --role operator`"
+_REMEDIES: tuple[tuple[type[RiskstreamError], str], ...] = (
+    (CredentialsError, "correct kafka.sasl_username and kafka.sasl_password, or make the user on the brokers"),
+    (CertificateError, "correct the setting that the message names, or renew the certificate"),
+    (NotAuthorisedError, "`riskstream rights` prints the commands that give what is needed"),
+    (RiskstreamError, "the message names the setting; correct it and run doctor again"),
+)
 
 
 def _guarded(subject: str, look: Callable[[], list[Finding]], when_away: str = _START_IT) -> list[Finding]:
@@ -54,7 +62,7 @@ def _guarded(subject: str, look: Callable[[], list[Finding]], when_away: str = _
     except UnavailableError as error:
         return [Finding(subject, "error", str(error), when_away)]
     except RiskstreamError as error:
-        remedy = "the message names the setting or the right; correct it and run doctor again"
+        remedy = next(remedy for kind, remedy in _REMEDIES if isinstance(error, kind))
         return [Finding(subject, "error", str(error), remedy)]
 
 
@@ -62,13 +70,18 @@ def _kafka(settings: Settings, kafka: KafkaClient, store: StateStore | None) -> 
     admin = kafka.admin()
     try:
         brokers = admin.broker_ids()
-        names = list(settings.topics.model_dump().values())
-        topics = admin.describe_topics(names)
+        names = list(_topics(settings).values())
+        topics, is_described = _described(admin, names)
         findings = [Finding("kafka brokers", "ok", f"{len(brokers)} reachable at {settings.kafka.bootstrap_servers}")]
+        findings += _security(settings)
         findings += _presence(settings, topics)
-        findings += _replication(len(brokers), topics)
-        findings += _retention(settings, topics)
-        findings += _sizes(settings, topics)
+        if is_described:
+            findings += _replication(len(brokers), topics)
+            findings += _retention(settings, topics)
+            findings += _sizes(settings, topics)
+        else:
+            message = "may not be read: replication, retention and message sizes are not checked"
+            findings.append(Finding("topic configuration", "warning", message, _AS_OPERATOR))
         findings += _guarded("kafka transactions", lambda: _transactions(settings, kafka), _NO_COORDINATOR)
         findings += _guarded("kafka group", lambda: _positions(settings, kafka, admin, topics, store))
         return findings
@@ -76,12 +89,64 @@ def _kafka(settings: Settings, kafka: KafkaClient, store: StateStore | None) -> 
         admin.close()
 
 
+def _topics(settings: Settings) -> dict[str, str]:
+    """The topics that this worker needs, by field; that of the models only if there is a library."""
+    return {
+        field: name
+        for field, name in settings.topics.model_dump().items()
+        if field != "models" or settings.scoring.library is not None
+    }
+
+
+def _described(admin: Admin, names: Sequence[str]) -> tuple[Mapping[str, TopicDescription], bool]:
+    """The topics that exist, and whether their configuration could be read: workers need no right to that."""
+    try:
+        return admin.describe_topics(names), True
+    except NotAuthorisedError:
+        counts = admin.partition_counts(names)
+        return {name: TopicDescription(name, count, 1, {}) for name, count in counts.items()}, False
+
+
+def _security(settings: Settings) -> Iterator[Finding]:
+    """How the connections are protected. On loopback nothing need be."""
+    kafka = settings.kafka
+    hosts = [server.strip().rpartition(":")[0] for server in kafka.bootstrap_servers.split(",")]
+    if all(_is_loopback(host) for host in hosts):
+        yield Finding("kafka security", "ok", f"{kafka.security_protocol}, and every broker is on loopback")
+    elif not kafka.security_protocol.endswith("SSL"):
+        message = (
+            f"kafka.security_protocol is {kafka.security_protocol}: events and passwords cross the network in clear"
+        )
+        yield Finding(
+            "kafka security", "warning", message, "SASL_SSL with SCRAM-SHA-512 and ACLs (`riskstream rights`)"
+        )
+    elif kafka.security_protocol == "SSL" and kafka.ssl_cert_file is None:
+        message = "encrypted, but nobody is asked who they are (kafka.security_protocol is SSL without a certificate)"
+        yield Finding("kafka security", "warning", message, "SASL_SSL, or kafka.ssl_cert_file and kafka.ssl_key_file")
+    else:
+        yield Finding("kafka security", "ok", f"{kafka.security_protocol}")
+    url = urlsplit(settings.redis.url.get_secret_value())
+    if url.scheme == "redis" and not _is_loopback(url.hostname or ""):
+        message = "redis.url begins with redis://: rows and the password cross the network in clear"
+        yield Finding("redis security", "warning", message, "rediss:// and a user of its own (`riskstream rights`)")
+    elif not url.username and not _is_loopback(url.hostname or "") and url.scheme != "unix":
+        message = "redis.url names no user: whoever it lets in may do everything"
+        yield Finding("redis security", "warning", message, "a user limited to its keys (`riskstream rights`)")
+    if not _is_loopback(settings.http.host):
+        message = f"http.host is {settings.http.host}: metrics and health are open to whoever reaches it"
+        yield Finding("http security", "warning", message, "keep it behind the network's rules; it holds no account")
+
+
+def _is_loopback(host: str) -> bool:
+    return host in {"localhost", "127.0.0.1", "::1", "[::1]"} or host.startswith("127.")
+
+
 def _inputs(settings: Settings) -> tuple[str, str]:
     return settings.topics.transactions, settings.topics.labels
 
 
 def _presence(settings: Settings, topics: Mapping[str, TopicDescription]) -> Iterator[Finding]:
-    for field, name in settings.topics.model_dump().items():
+    for field, name in _topics(settings).items():
         if name in topics:
             yield Finding(f"topic {name}", "ok", f"{topics[name].partitions} partitions")
         else:

@@ -4,7 +4,9 @@ RiskstreamError
 ├── ConfigError              the operator corrects a setting, then starts again       exit 2
 ├── FatalError               restarting cannot cure it; a person must act             exit by class
 │   ├── FencedError          another worker has taken this one's identity             exit 10
-│   ├── NotAuthorisedError   Kafka or Redis refuses a right or a password             exit 11
+│   ├── NotAuthorisedError   Kafka or Redis refuses a right                           exit 11
+│   │   └── CredentialsError Kafka or Redis refuses the user or the password          exit 17
+│   ├── CertificateError     TLS: a certificate is expired, unknown or refused        exit 18
 │   ├── TopicError           a topic is missing, or the partition counts disagree     exit 12
 │   ├── CheckpointAheadError the group's offsets were moved back behind the state     exit 13
 │   ├── LogTruncatedError    retention dropped events that the state still needs      exit 14
@@ -45,9 +47,21 @@ class FencedError(FatalError):
 
 
 class NotAuthorisedError(FatalError):
-    """Kafka or Redis refused the credentials or a right. The message names the setting or the right."""
+    """Kafka or Redis refused a right. The message names the right, or the setting of what it is for."""
 
     exit_code = 11
+
+
+class CredentialsError(NotAuthorisedError):
+    """Kafka or Redis refused the user or the password. The message names the settings."""
+
+    exit_code = 17
+
+
+class CertificateError(FatalError):
+    """TLS failed: a certificate has expired, is of an unknown CA or another host, or is refused."""
+
+    exit_code = 18
 
 
 class TopicError(FatalError):

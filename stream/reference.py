@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
-from stream import errors
+from stream import errors, rights
 from stream.config import ENV_PREFIX, Settings, load_settings
 from stream.events import records, rejects
 from stream.features import operators
@@ -109,6 +109,22 @@ def _topics() -> Iterator[str]:
         yield _row(f"`{plan.name}`", *(plan.config[name] for name in names))
 
 
+def _rights() -> Iterator[str]:
+    settings = Settings()
+    yield from _head("role", "resource", "operation", "names, with default settings")
+    for role in rights.Role:
+        together: dict[tuple[str, str], list[str]] = {}
+        for right in rights.kafka_rights(settings, role):
+            name = f"`{right.name}`" + (" and what begins so" if right.prefixed else "")
+            together.setdefault((right.resource, right.operation), []).append(name)
+        for (resource, operation), names in together.items():
+            yield _row(role, resource, operation, ", ".join(names))
+    yield ""
+    yield from _head("Redis command", "what for")
+    for name, use in (*rights.REDIS_COMMANDS, *rights.REDIS_OPTIONAL):
+        yield _row(f"`{name}`", use)
+
+
 def _flags() -> Iterator[str]:
     yield from _head("flag", "meaning")
     for value, text in documented_members(records, "Flag"):
@@ -138,6 +154,7 @@ TABLES: Mapping[str, tuple[str, Callable[[], Iterable[str]]]] = {
     "metrics": ("operations.md", _metrics),
     "exit codes": ("operations.md", _exit_codes),
     "topics": ("operations.md", _topics),
+    "rights": ("security.md", _rights),
     "flags": ("guarantees.md", _flags),
     "dead letters": ("guarantees.md", _dead_letters),
     "operators": ("domains.md", _operators),

@@ -101,17 +101,17 @@ def create_topics(admin: Admin, plans: Sequence[TopicPlan]) -> list[TopicOutcome
 def partition_counts(admin: Admin, settings: Settings) -> dict[str, int]:
     """Partitions of the five topics by name. TopicError if one is missing, or the inputs differ. Blocks."""
     names = topic_names(settings)
-    found = admin.describe_topics(names)
+    found = admin.partition_counts(names)
     missing = [name for name in names if name not in found]
     if missing:
         raise TopicError(f"no topic {', '.join(missing)}: make it with `riskstream topics create`")
-    transactions, labels = (found[name] for name in names[:2])
-    if transactions.partitions != labels.partitions:
+    transactions, labels = names[:2]
+    if found[transactions] != found[labels]:
         raise TopicError(
-            f"{transactions.name} has {transactions.partitions} partitions and {labels.name} has {labels.partitions}: "
+            f"{transactions} has {found[transactions]} partitions and {labels} has {found[labels]}: "
             f"give both the same number, or an account's labels reach another worker than its events"
         )
-    return {name: found[name].partitions for name in names}
+    return {name: found[name] for name in names}
 
 
 def _outcome(plan: TopicPlan, created: bool, found: TopicDescription | None) -> TopicOutcome:

@@ -40,6 +40,7 @@ COMMANDS = (
     "bundle",
     "model",
     "state",
+    "rights",
     "doctor",
     "config",
     "version",
@@ -136,7 +137,7 @@ def root(
 
     \b
     Exit codes: 0 done, 1 failed or a check did not hold, 2 wrong usage or settings, 130 interrupted;
-    9 to 16 are a worker's fatal errors (riskstream run --help).
+    9 to 18 are a worker's fatal errors (riskstream run --help).
     """
     ctx.obj = CommandLine(config, parse_overrides(override or []), debug)
 

@@ -203,8 +203,12 @@ class TopicDescription:
 class Admin(Protocol):
     """Questions and commands outside the data path. All block."""
 
+    def partition_counts(self, names: Sequence[str]) -> Mapping[str, int]:
+        """Partitions of the topics that exist. Needs the right Describe alone, which Read and Write imply."""
+        ...
+
     def describe_topics(self, names: Sequence[str]) -> Mapping[str, TopicDescription]:
-        """Only the topics that exist are in the answer."""
+        """Only the topics that exist are in the answer. Needs the right DescribeConfigs too."""
         ...
 
     def create_topic(self, name: str, *, partitions: int, replication_factor: int, config: Mapping[str, str]) -> bool:

@@ -6,11 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stream.config import RedisSettings
-from stream.errors import RiskstreamError
+from stream.errors import CertificateError, CredentialsError, NotAuthorisedError, RiskstreamError
 from stream.state.store import Finding
 
 Run = Callable[[Sequence[tuple[Any, ...]]], list[Any]]
 
+_REFUSALS = (
+    (CredentialsError, "redis credentials"),
+    (CertificateError, "redis certificate"),
+    (NotAuthorisedError, "redis rights"),
+)
+_REMEDIES = {
+    "redis": "start the server, or correct redis.url",
+    "redis credentials": "correct user and password in redis.url; percent-encode special characters",
+    "redis certificate": "correct the setting that the message names, or the server's certificate",
+    "redis rights": "`riskstream rights` lists what the user of redis.url needs",
+}
 _OLDEST_MAJOR = 6
 _MEMORY_WARNING = 0.75
 _MEMORY_ERROR = 0.95
@@ -25,7 +36,8 @@ def examine_server(settings: RedisSettings, key_prefix: bytes, run: Run, probe: 
     try:
         run([("PING",)])
     except RiskstreamError as error:
-        return [Finding("redis", "error", str(error), "start the server, or correct redis.url")]
+        subject = next((name for kind, name in _REFUSALS if isinstance(error, kind)), "redis")
+        return [Finding(subject, "error", str(error), _REMEDIES[subject])]
     findings = [Finding("redis", "ok", "reachable"), _rights(run, probe, key_prefix)]
     try:
         info = run([("INFO",)])[0]
@@ -48,7 +60,7 @@ def _rights(run: Run, probe: tuple[Any, ...], key_prefix: bytes) -> Finding:
     try:
         run([probe])
     except RiskstreamError as error:
-        remedy = f"give the user of redis.url reading, writing and scripting on ~{key_prefix.decode()}*"
+        remedy = f"give the user of redis.url its commands on ~{key_prefix.decode()}*: `riskstream rights` lists them"
         return Finding("redis rights", "error", str(error), remedy)
     return Finding("redis rights", "ok", f"may read, write and run scripts under {key_prefix.decode()}")
 

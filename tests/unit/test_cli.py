@@ -51,6 +51,7 @@ COMMANDS = [
     *(["bundle", name] for name in ("inspect", "verify", "sign")),
     *(["model", name] for name in ("deploy", "rollback", "remove", "status")),
     ["state", "rebuild"],
+    ["rights"],
     ["quality"],
     *(["deadletter", name] for name in ("list", "show", "redrive")),
 ]
@@ -214,6 +215,7 @@ def test_config_masks_secrets(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> 
     for words in (["config"], ["config", "--json"], ["config", "--changed"], ["config", "--describe"]):
         ended = shell(*words, "--set", "kafka.sasl_password=hunter2")
         assert "hunter2" not in ended.out + ended.err
+        assert "RISKSTREAM_KAFKA__SASL_PASSWORD" in ended.err
         assert "redis://user:" in ended.out
 
 

@@ -208,7 +208,7 @@ def test_outputs_must_take_what_the_inputs_may_hold(cluster: Cluster) -> None:
     ("error", "remedy"),
     [
         (UnavailableError("no coordinator"), "__transaction_state"),
-        (NotAuthorisedError("TransactionalId denied"), "names the setting or the right"),
+        (NotAuthorisedError("TransactionalId denied"), "riskstream rights"),
     ],
 )
 def test_transactions_that_are_refused_hide_nothing_else(cluster: Cluster, error: RiskstreamError, remedy: str) -> None:

@@ -12,7 +12,7 @@ from kafka import TopicPartition as VendorPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, MemberToRemove, TransactionState
 
 from stream.config import KafkaSettings
-from stream.errors import FencedError, RiskstreamError
+from stream.errors import FencedError, NotAuthorisedError, RiskstreamError
 from stream.kafka.kafka_python.connection import admin_options, common_options
 from stream.kafka.kafka_python.errors import translated, translating
 from stream.kafka.port import CommittedOffset, TopicDescription, TopicPartition
@@ -40,6 +40,13 @@ class KafkaPythonAdmin:
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
         with translating("describing topics"):
             configs = self._vendor.describe_configs(resources, config_filter="all")["topic"]
+        # The vendor drops the error of a single topic. A topic has dozens of entries, or may not be looked at.
+        hidden = sorted(name for name in found if not configs.get(name))
+        if hidden and self._settings.security_protocol != "PLAINTEXT":
+            raise NotAuthorisedError(
+                f"describing topics: the user of kafka.sasl_username lacks the right DescribeConfigs on {hidden[0]}; "
+                f"`riskstream rights --role operator` lists what is needed"
+            )
         return {
             name: TopicDescription(
                 name=name,

@@ -13,19 +13,23 @@ from kafka.net.selector import NetworkSelector
 
 from stream.config import KafkaSettings
 from stream.errors import TopicError
+from stream.kafka.kafka_python.errors import TlsRefused
+from stream.tls import KAFKA_TLS, tls_problem
 
 # A topic that was created a moment ago may not have reached every broker's metadata yet.
 _TOPIC_GRACE_S = 3.0
 
 
 class _Manager(KafkaConnectionManager):  # type: ignore[misc]  # the vendor has no types
-    """Lets a refused login be known as such: the vendor goes on trying, and reports a timeout in the end."""
+    """Lets a refused login or certificate be known as such: the vendor goes on trying, and reports a timeout."""
 
     async def _connect(self, node: Any, conn: Any, *arguments: Any, **options: Any) -> None:
         await super()._connect(node, conn, *arguments, **options)
         error = conn._init_future.exception
         if isinstance(error, (vendor.SaslAuthenticationFailedError, vendor.UnsupportedSaslMechanismError)):
             self._auth_failures[node.node_id] = error
+        elif self.ssl_enabled and error is not None and (problem := tls_problem(error, KAFKA_TLS)) is not None:
+            self._auth_failures[node.node_id] = TlsRefused(problem)
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
         transport = await super()._build_transport(node, timeout_at=timeout_at)

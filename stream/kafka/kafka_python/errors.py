@@ -8,7 +8,9 @@ from contextlib import contextmanager
 import kafka.errors as vendor
 
 from stream.errors import (
+    CertificateError,
     ConfigError,
+    CredentialsError,
     FatalError,
     FencedError,
     LogTruncatedError,
@@ -20,6 +22,13 @@ from stream.errors import (
     UnavailableError,
 )
 
+
+class TlsRefused(vendor.KafkaError):  # type: ignore[misc]  # the vendor has no types
+    """A TLS handshake failed for a reason that trying again does not cure. The text says which."""
+
+
+_LISTED = "`riskstream rights` lists what is needed"
+
 # The first row that fits decides: a class comes before its bases.
 _TABLE: tuple[tuple[tuple[type[Exception], ...], type[RiskstreamError], str], ...] = (
     (
@@ -27,10 +36,32 @@ _TABLE: tuple[tuple[tuple[type[Exception], ...], type[RiskstreamError], str], ..
         FencedError,
         "another worker runs with the same kafka.worker_id, or has fenced this one",
     ),
+    ((TlsRefused,), CertificateError, "restarting does not cure it"),
     (
-        (vendor.AuthorizationError, vendor.SaslAuthenticationFailedError, vendor.UnsupportedSaslMechanismError),
+        (vendor.SaslAuthenticationFailedError, vendor.UnsupportedSaslMechanismError),
+        CredentialsError,
+        "check kafka.sasl_username, kafka.sasl_password and kafka.sasl_mechanism",
+    ),
+    (
+        (vendor.TopicAuthorizationFailedError,),
         NotAuthorisedError,
-        "check kafka.security_protocol, the kafka.sasl_* settings and the rights of the user",
+        f"the user of kafka.sasl_username lacks a right on a topic of topics.*; {_LISTED}",
+    ),
+    (
+        (vendor.GroupAuthorizationFailedError,),
+        NotAuthorisedError,
+        f"the user of kafka.sasl_username lacks the right Read on the group kafka.group; {_LISTED}",
+    ),
+    (
+        (vendor.TransactionalIdAuthorizationFailedError,),
+        NotAuthorisedError,
+        "the user of kafka.sasl_username lacks the right Write on the transactional ids that begin with kafka.group "
+        f"and a dash; {_LISTED}",
+    ),
+    (
+        (vendor.AuthorizationError,),
+        NotAuthorisedError,
+        f"the user of kafka.sasl_username lacks a right; {_LISTED}",
     ),
     (
         (vendor.UnknownTopicOrPartitionError, vendor.InvalidTopicError, vendor.UnknownTopicIdError),

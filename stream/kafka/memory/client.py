@@ -407,6 +407,9 @@ class MemoryAdmin:
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
 
+    def partition_counts(self, names: Sequence[str]) -> Mapping[str, int]:
+        return {name: description.partitions for name, description in self.describe_topics(names).items()}
+
     def describe_topics(self, names: Sequence[str]) -> Mapping[str, TopicDescription]:
         descriptions = {name: self._broker.describe(name) for name in names}
         return {name: description for name, description in descriptions.items() if description is not None}

@@ -1,0 +1,256 @@
+"""Workers on Kafka with TLS, SCRAM and ACLs, and Redis with TLS and an ACL user: with the least rights, and without.
+
+Every refusal is an exit code and a message that names the setting or the right; no output holds a secret.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from stream.config import Settings
+from stream.rights import REDIS_COMMANDS, KafkaRight, Role, kafka_commands, kafka_rights, redis_rule
+from stream.stack import ApacheKafka, RedisServer
+from tests.broker.harness import Deployment, Message, WorkerProcess, label_of, message_of, messages_of, payments
+from tests.broker.secure_servers import PASSWORD, Certificates, SecureKafka, SecureRedis, make_certificates
+from tests.conftest import require
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis]
+
+POLICY = """
+version: all
+rules:
+  - {name: everything, when: [{column: amount, op: ">=", value: 0}], decision: review, reason: all of them}
+"""
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[SecureKafka]:
+    require(ApacheKafka)
+    server = SecureKafka(tmp_path_factory.mktemp("secure-kafka"), certificates).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def redis_of(
+    tmp_path_factory: pytest.TempPathFactory, certificates: Certificates
+) -> Iterator[Callable[[Path], SecureRedis]]:
+    """A Redis by certificate, each started once."""
+    require(RedisServer)
+    made: dict[Path, SecureRedis] = {}
+
+    def get(certificate: Path) -> SecureRedis:
+        if certificate not in made:
+            made[certificate] = SecureRedis(tmp_path_factory.mktemp("secure-redis"), certificate, certificates)
+        return made[certificate]
+
+    yield get
+    for server in made.values():
+        server.stop()
+
+
+class Corner:
+    """A deployment whose workers come through the guarded doors; its topics are made through the back door."""
+
+    def __init__(
+        self, kafka: SecureKafka, redis: SecureRedis, certificates: Certificates, name: str, folder: Path
+    ) -> None:
+        self.kafka, self.redis, self.name = kafka, redis, name
+        policy = folder / f"{name}.yaml"
+        policy.parent.mkdir(parents=True, exist_ok=True)
+        policy.write_text(POLICY)
+        # Of the deployment's own clients, through the back door, only the Kafka ones are used.
+        self.deployment = Deployment(kafka.server, _NoRedis(), name, folder / name, partitions=2)  # type: ignore[arg-type]
+        self.deployment.create_topics()
+        self.secure: dict[str, object] = {
+            "kafka__bootstrap_servers": kafka.secure["good"],
+            "kafka__security_protocol": "SASL_SSL",
+            "kafka__sasl_username": name,
+            "kafka__sasl_password": PASSWORD,
+            "kafka__ssl_ca_file": certificates.ca,
+            "kafka__request_timeout_ms": 20_000,
+            "redis__url": redis.url(name),
+            "redis__ssl_ca_file": certificates.ca,
+            "scoring__policy": policy,
+            "log__level": "debug",
+        }
+        events = list(payments(40, accounts=8))
+        self.deployment.publish([*messages_of(events), Message(b"no event", b"a1")])
+        self.deployment.publish([message_of(label_of(events[0]))], self.deployment.topics.labels)
+
+    @property
+    def settings(self) -> Settings:
+        return self.deployment.settings
+
+    def allow(self, *, kafka: Sequence[KafkaRight] | None = None, redis: str | None = None) -> Corner:
+        """The least rights, or others. They may be given once."""
+        self.kafka.add_user(self.name, kafka_rights(self.settings, Role.WORKER) if kafka is None else kafka)
+        rule = redis if redis is not None else redis_rule(self.settings, Role.WORKER, self.name)
+        assert rule is not None
+        self.redis.add_user(rule)
+        return self
+
+    def worker(self, **settings: object) -> WorkerProcess:
+        worker = self.deployment.worker(**{**self.secure, **settings})
+        worker.launch()
+        return worker
+
+    def tool(self, *words: str, **settings: object) -> tuple[int, str]:
+        """Exit code and all output of another command."""
+        environment = {**os.environ, **self.deployment.environment(**{**self.secure, **settings})}
+        command = [sys.executable, "-m", "stream.cli", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+
+class _NoRedis:
+    url = "redis://127.0.0.1:1/0"
+
+
+@pytest.fixture
+def corner(
+    kafka: SecureKafka,
+    redis_of: Callable[[Path], SecureRedis],
+    certificates: Certificates,
+    tmp_path: Path,
+    unique: str,
+) -> Iterator[Callable[..., Corner]]:
+    made: list[Corner] = []
+
+    def make(certificate: Path | None = None) -> Corner:
+        redis = redis_of(certificate or certificates.good)
+        made.append(Corner(kafka, redis, certificates, f"{unique[:30]}-{len(made)}", tmp_path))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.deployment.close()
+
+
+def silent(text: str) -> str:
+    """The text, once it is clear that no secret is in it."""
+    assert text
+    assert PASSWORD not in text
+    assert "zq7" not in text
+    return text
+
+
+def refused(worker: WorkerProcess, code: int, *words: str) -> None:
+    """The worker ends with this code, and its last words are these."""
+    ended = worker.wait_exit(120)
+    output = silent(worker.output())
+    assert ended == code, output[-2_000:]
+    last = next(line for line in reversed(output.splitlines()) if line.startswith("error:"))
+    for word in words:
+        assert word in last, last
+
+
+def test_the_least_rights_are_enough(corner: Callable[..., Corner]) -> None:
+    """For a worker's whole life: start, score, alert, dead letter, label, stop, takeover."""
+    place = corner().allow()
+    deployment, worker = place.deployment, place.worker()
+    worker.wait_ready(90)
+    deployment.wait_done()
+    process = worker.process
+    assert process is not None
+    silent(Path(f"/proc/{process.pid}/cmdline").read_text())
+    assert worker.terminate() == 0
+    silent(worker.output())
+    assert len(deployment.check_exactly_once()) == 40
+    assert (len(deployment.alerts()), len(deployment.dead_letters())) == (40, 1)
+    code, shown = place.tool("config")
+    assert code == 0
+    assert "sasl_password" in silent(shown)
+    # What `doctor` finds with these rights is no error, and it says what it could not look at.
+    code, told = place.tool("doctor")
+    assert code == 0, told
+    assert "topic configuration" in silent(told)
+    # The state can be dropped and rebuilt with them too.
+    assert place.tool("state", "rebuild", "--yes")[0] == 0
+    again = place.worker()
+    again.wait_ready(90)
+    deployment.publish(messages_of(list(payments(50, accounts=8))[40:]))
+    deployment.wait_done()
+    assert again.terminate() == 0
+    assert len(deployment.check_exactly_once()) == 50
+
+
+def test_each_right_on_kafka_is_needed(corner: Callable[..., Corner]) -> None:
+    """All but one: the worker ends with 11, and its message says what is missing."""
+    names = {"topic": "topics.", "group": "kafka.group", "transactional-id": "transactional id"}
+    running: list[tuple[WorkerProcess, KafkaRight]] = []
+    for number in range(len(kafka_rights(Settings(), Role.WORKER))):
+        place = corner()
+        rights = kafka_rights(place.settings, Role.WORKER)
+        place.allow(kafka=[right for right in rights if right != rights[number]])
+        running.append((place.worker(), rights[number]))
+    for worker, right in running:
+        named = right.name if right.resource == "topic" else right.resource.replace("-", " ")
+        refused(worker, 11, names[right.resource], named, "riskstream rights")
+
+
+def test_a_wrong_password_and_wrong_certificates(
+    corner: Callable[..., Corner], kafka: SecureKafka, certificates: Certificates
+) -> None:
+    place = corner().allow()
+    kafka_of = {name: {"kafka__bootstrap_servers": address} for name, address in kafka.secure.items()}
+    url, other = place.redis.url, corner(certificates.expired).allow()
+    cases: list[tuple[dict[str, object], int, tuple[str, ...]]] = [
+        ({"kafka__sasl_password": "wr0ng-zq7"}, 17, ("kafka.sasl_password", "kafka.sasl_username")),
+        (kafka_of["expired"], 18, ("certificate has expired",)),
+        (kafka_of["otherhost"], 18, ("another host", "kafka.bootstrap_servers")),
+        ({"kafka__ssl_ca_file": certificates.other_ca}, 18, ("unknown CA", "kafka.ssl_ca_file")),
+        ({"redis__url": url(place.name, "wr0ng-zq7")}, 17, ("redis.url", "password")),
+        ({"redis__url": other.redis.url(place.name)}, 18, ("certificate has expired",)),
+        ({"redis__ssl_ca_file": certificates.other_ca}, 18, ("unknown CA", "redis.ssl_ca_file")),
+    ]
+    workers = [place.worker(**settings) for settings, _, _ in cases]
+    for worker, (_, code, words) in zip(workers, cases, strict=True):
+        refused(worker, code, *words)
+    # `doctor` says the same, as findings.
+    for settings, _, words in (cases[0], cases[1], cases[5], cases[7]):
+        code, told = place.tool("doctor", **settings)
+        assert code == 1
+        for word in words:
+            assert word in silent(told)
+
+
+def test_a_missing_right_on_redis_ends_a_worker(corner: Callable[..., Corner]) -> None:
+    place = corner()
+    rule = redis_rule(place.settings, Role.WORKER, place.name)
+    assert rule is not None
+    place.allow(redis=rule.replace(" +set ", " "))
+    refused(place.worker(), 11, "set", "redis.url", "riskstream rights")
+    elsewhere = corner()
+    other = redis_rule(elsewhere.settings, Role.WORKER, elsewhere.name)
+    assert other is not None
+    elsewhere.allow(redis=re.sub(r"~\S+", "~{other:*", other))
+    refused(elsewhere.worker(), 11, "redis.url", "riskstream rights")
+
+
+def test_what_the_command_prints_is_what_was_tested(corner: Callable[..., Corner]) -> None:
+    place = corner()
+    code, printed = place.tool("rights", "--user", "somebody", "--json")
+    assert code == 0
+    document = json.loads(printed)
+    needed = kafka_rights(place.settings, Role.WORKER)
+    assert document["redis"] == redis_rule(place.settings, Role.WORKER, "somebody")
+    assert [entry["name"] for entry in document["kafka"]] == [right.name for right in needed]
+    lines = list(kafka_commands(needed, "somebody", "broker:9092"))
+    named = re.findall(r"--(?:topic|group|transactional-id) (\S+)", "\n".join(lines))
+    assert sorted(named) == sorted(right.name for right in needed)
+    assert all("--allow-principal User:somebody" in line for line in lines)
+    assert len(REDIS_COMMANDS) == document["redis"].count(" +")

@@ -221,7 +221,7 @@ def test_a_wrong_password_and_wrong_certificates(
     for worker, (_, code, words) in zip(workers, cases, strict=True):
         refused(worker, code, *words)
     # `doctor` says the same, as findings.
-    for settings, _, words in (cases[0], cases[1], cases[5], cases[7]):
+    for settings, _, words in (cases[0], cases[1], cases[4], cases[6]):
         code, told = place.tool("doctor", **settings)
         assert code == 1
         for word in words:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -64,11 +64,11 @@ class Scene:
 
 
 @pytest.fixture
-def scene() -> Iterator[Scene]:
+def scene() -> Scene:
     broker = MemoryBroker()
     for topic, count in PARTITIONS.items():
         broker.create_topic(topic, partitions=count)
-    yield Scene(broker, {})
+    return Scene(broker, {})
 
 
 def status(scene: Scene) -> dict[str, Status]:

@@ -1,4 +1,4 @@
-"""What can be said of requirements.lock without a network. Run by `make check`; `make audit` asks the databases.
+"""What can be said of requirements.lock, and of the image's locks, without a network. Run by `make check`; `make audit` asks the databases.
 
 Every package is pinned and hashed, comes from the package index by its name and from nowhere else, and is not on
 the list of refused versions; everything that pyproject.toml asks for is there, in a version that it allows.
@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 _HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
-def problems(lock: str, project: str, refused: str) -> Iterator[str]:
-    """A sentence for each thing that is wrong. The arguments are the files' texts."""
+def problems(lock: str, project: str | None, refused: str) -> Iterator[str]:
+    """A sentence for each thing that is wrong, by the texts of the files; a part of a lock has no project."""
     pinned: dict[str, list[Version]] = {}
     for line in lock.replace("\\\n", " ").splitlines():
         text = line.split("#")[0].strip()
@@ -39,7 +39,8 @@ def problems(lock: str, project: str, refused: str) -> Iterator[str]:
         if not hashes or hashes != len(_HASH.findall(text)):
             yield f"{found[1]} has no hash, or one that is not SHA-256"
         pinned.setdefault(canonicalize_name(found[1]), []).append(Version(found[2]))
-    yield from _missing(pinned, project)
+    if project is not None:
+        yield from _missing(pinned, project)
     for line in refused.splitlines():
         name, version, reason = [*line.split("#")[0].split(maxsplit=2), "", "", ""][:3]
         if name and Version(version) in pinned.get(canonicalize_name(name), []):
@@ -62,9 +63,12 @@ def _missing(pinned: dict[str, list[Version]], project: str) -> Iterator[str]:
 def main() -> int:
     """0 if nothing is wrong."""
     files = (ROOT / "requirements.lock", ROOT / "pyproject.toml", ROOT / ".ci" / "refused-versions.txt")
-    found = list(problems(*(file.read_text(encoding="utf-8") for file in files)))
+    lock, project, refused = (file.read_text(encoding="utf-8") for file in files)
+    found = [f"requirements.lock: {problem}" for problem in problems(lock, project, refused)]
+    for file in sorted((ROOT / "deploy" / "locks").glob("*.lock")):
+        found += [f"{file.name}: {problem}" for problem in problems(file.read_text(encoding="utf-8"), None, refused)]
     for problem in found:
-        print(f"requirements.lock: {problem}", file=sys.stderr)
+        print(problem, file=sys.stderr)
     return 1 if found else 0
 
 

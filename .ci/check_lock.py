@@ -1,4 +1,4 @@
-"""What can be said of requirements.lock, and of the image's locks, without a network. Run by `make check`; `make audit` asks the databases.
+"""What can be said of requirements.lock and of the image's locks without a network, for `make check`.
 
 Every package is pinned and hashed, comes from the package index by its name and from nowhere else, and is not on
 the list of refused versions; everything that pyproject.toml asks for is there, in a version that it allows.

@@ -9,7 +9,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 
 from stream.config import KafkaSettings
-from stream.errors import NotAuthorisedError, UnavailableError
+from stream.errors import CertificateError, NotAuthorisedError, UnavailableError
 from stream.kafka.confluent.errors import translated
 
 LOGGER = logging.getLogger("riskstream.librdkafka")
@@ -30,7 +30,7 @@ class Background:
         self.fatal: KafkaError | None = None
 
     def __call__(self, error: KafkaError) -> None:
-        if error.code() in _REFUSALS:
+        if error.code() in _REFUSALS or isinstance(translated(error, ""), CertificateError):
             self.refusal = error
         if error.fatal() or error.code() == KafkaError._FATAL:
             self.fatal = error
@@ -67,7 +67,10 @@ def common_options(settings: KafkaSettings, background: Background) -> dict[str,
 
 
 def wait_connected(vendor: Any, settings: KafkaSettings, background: Background) -> None:
-    """Blocks until a broker answers: UnavailableError after `request_timeout_ms`, NotAuthorisedError when refused."""
+    """Blocks until a broker answers: UnavailableError after `request_timeout_ms`.
+
+    NotAuthorisedError or CertificateError when we are refused, or refuse.
+    """
     deadline = time.monotonic() + settings.request_timeout_ms / 1000
     while True:
         try:
@@ -79,7 +82,7 @@ def wait_connected(vendor: Any, settings: KafkaSettings, background: Background)
             if background.refusal is not None:
                 raise translated(background.refusal, "connecting to Kafka") from None
             refused = translated(error.args[0], "connecting to Kafka")
-            if isinstance(refused, NotAuthorisedError):
+            if isinstance(refused, NotAuthorisedError | CertificateError):
                 raise refused from None
             if time.monotonic() > deadline:
                 raise UnavailableError(f"connecting to Kafka: {settings.bootstrap_servers} does not answer") from None

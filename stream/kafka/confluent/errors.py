@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from confluent_kafka import KafkaError, KafkaException
 
 from stream.errors import (
+    CertificateError,
     ConfigError,
+    CredentialsError,
     FatalError,
     FencedError,
     LogTruncatedError,
@@ -19,6 +21,10 @@ from stream.errors import (
     TurnAborted,
     UnavailableError,
 )
+from stream.kafka import remedies
+from stream.tls import KAFKA_TLS, tls_problem
+
+_TLS = frozenset({KafkaError._SSL, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
 
 _TABLE: tuple[tuple[frozenset[int], type[RiskstreamError], str], ...] = (
     (
@@ -36,18 +42,22 @@ _TABLE: tuple[tuple[frozenset[int], type[RiskstreamError], str], ...] = (
     (
         frozenset(
             {
-                KafkaError.TOPIC_AUTHORIZATION_FAILED,
-                KafkaError.GROUP_AUTHORIZATION_FAILED,
-                KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-                KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
                 KafkaError.SASL_AUTHENTICATION_FAILED,
                 KafkaError.UNSUPPORTED_SASL_MECHANISM,
                 KafkaError._AUTHENTICATION,
             }
         ),
-        NotAuthorisedError,
-        "check kafka.security_protocol, the kafka.sasl_* settings and the rights of the user",
+        CredentialsError,
+        remedies.CREDENTIALS,
     ),
+    (frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED}), NotAuthorisedError, remedies.TOPIC_RIGHT),
+    (frozenset({KafkaError.GROUP_AUTHORIZATION_FAILED}), NotAuthorisedError, remedies.GROUP_RIGHT),
+    (
+        frozenset({KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED}),
+        NotAuthorisedError,
+        remedies.TRANSACTIONAL_RIGHT,
+    ),
+    (frozenset({KafkaError.CLUSTER_AUTHORIZATION_FAILED}), NotAuthorisedError, remedies.OTHER_RIGHT),
     (
         frozenset(
             {
@@ -109,6 +119,8 @@ def translated(error: KafkaError, doing: str, *, otherwise: type[RiskstreamError
     """The engine's exception for a vendor's one; `otherwise` where no rule fits."""
     # A fatal error of the consumer carries its cause in words only.
     code = KafkaError.FENCED_INSTANCE_ID if "group.instance.id" in str(error.str()) else error.code()
+    if code in _TLS and (problem := tls_problem(Exception(error.str()), KAFKA_TLS)) is not None:
+        return CertificateError(f"{doing}: {problem}: {remedies.CERTIFICATE}")
     for codes, result, remedy in _TABLE:
         if code in codes:
             return result(f"{doing}: {error.name()} {error.str()}: {remedy}")

@@ -21,13 +21,12 @@ from stream.errors import (
     TurnAborted,
     UnavailableError,
 )
+from stream.kafka import remedies
 
 
 class TlsRefused(vendor.KafkaError):  # type: ignore[misc]  # the vendor has no types
     """A TLS handshake failed for a reason that trying again does not cure. The text says which."""
 
-
-_LISTED = "`riskstream rights` lists what is needed"
 
 # The first row that fits decides: a class comes before its bases.
 _TABLE: tuple[tuple[tuple[type[Exception], ...], type[RiskstreamError], str], ...] = (
@@ -36,33 +35,16 @@ _TABLE: tuple[tuple[tuple[type[Exception], ...], type[RiskstreamError], str], ..
         FencedError,
         "another worker runs with the same kafka.worker_id, or has fenced this one",
     ),
-    ((TlsRefused,), CertificateError, "restarting does not cure it"),
+    ((TlsRefused,), CertificateError, remedies.CERTIFICATE),
     (
         (vendor.SaslAuthenticationFailedError, vendor.UnsupportedSaslMechanismError),
         CredentialsError,
-        "check kafka.sasl_username, kafka.sasl_password and kafka.sasl_mechanism",
+        remedies.CREDENTIALS,
     ),
-    (
-        (vendor.TopicAuthorizationFailedError,),
-        NotAuthorisedError,
-        f"the user of kafka.sasl_username lacks a right on a topic of topics.*; {_LISTED}",
-    ),
-    (
-        (vendor.GroupAuthorizationFailedError,),
-        NotAuthorisedError,
-        f"the user of kafka.sasl_username lacks the right Read on the group kafka.group; {_LISTED}",
-    ),
-    (
-        (vendor.TransactionalIdAuthorizationFailedError,),
-        NotAuthorisedError,
-        "the user of kafka.sasl_username lacks the right Write on the transactional ids that begin with kafka.group "
-        f"and a dash; {_LISTED}",
-    ),
-    (
-        (vendor.AuthorizationError,),
-        NotAuthorisedError,
-        f"the user of kafka.sasl_username lacks a right; {_LISTED}",
-    ),
+    ((vendor.TopicAuthorizationFailedError,), NotAuthorisedError, remedies.TOPIC_RIGHT),
+    ((vendor.GroupAuthorizationFailedError,), NotAuthorisedError, remedies.GROUP_RIGHT),
+    ((vendor.TransactionalIdAuthorizationFailedError,), NotAuthorisedError, remedies.TRANSACTIONAL_RIGHT),
+    ((vendor.AuthorizationError,), NotAuthorisedError, remedies.OTHER_RIGHT),
     (
         (vendor.UnknownTopicOrPartitionError, vendor.InvalidTopicError, vendor.UnknownTopicIdError),
         TopicError,

@@ -163,6 +163,8 @@ def servers(folder: Path) -> Iterator[dict[str, str]]:
             "RISKSTREAM_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap,
             "RISKSTREAM_REDIS__URL": redis.url,
             "RISKSTREAM_KAFKA__GROUP": "replay-sparkov",
+            # All of history is behind at once; nothing of it may be left out.
+            "RISKSTREAM_SCORING__DEADLINE_MS": "0",
         }
 
 

@@ -29,7 +29,10 @@ STAGES = ("poll", "decode", "load", "fold", "score", "decide", "encode", "produc
 OUTCOMES = ("scored", "duplicate", "dead_letter")
 MODEL_ROLES = ("champion", "challenger-1", "challenger-2", "challenger-3")
 DECISIONS = ("approve", "review", "decline")
-FLAGS = ("late", "saturated", "no_rate", "cold", "degraded", "rules_only", "shared")
+FLAGS = (
+    "late", "saturated", "no_rate", "cold", "degraded", "rules_only",
+    "shed_reasons", "shed_challengers", "shed_model", "shared",
+)  # fmt: skip
 
 
 class Metrics:
@@ -196,6 +199,17 @@ class Metrics:
             "the currency to the rates file. cold or degraded: state is missing, see Redis. late: a producer is "
             "behind.",
             ["flag"],
+        )
+        self.shed_step = self._gauge(
+            "shed_step",
+            "What is left out under pressure: 0 nothing, 1 reason codes, 2 challengers too, 3 the model too. "
+            "Above 0: the worker is slower than its input and older than scoring.deadline_ms; add workers.",
+        )
+        self.shed_events = self._counter(
+            "shed_events",
+            "Events scored while something was left out, by step (reasons, challengers, model). Rising: add workers up "
+            "to the number of partitions, or raise scoring.deadline_ms.",
+            ["step"],
         )
         self.dead_letters = self._counter(
             "dead_letters",
@@ -418,6 +432,7 @@ class Metrics:
             (self.model_refusals, MODEL_ROLES),
             (self.rebalances, ("assigned", "revoked", "lost")),
             (self.flags, FLAGS),
+            (self.shed_events, ("reasons", "challengers", "model")),
             (self.decisions, DECISIONS),
             (self.alerts, DECISIONS[1:]),
         ):

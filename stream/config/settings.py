@@ -216,6 +216,17 @@ class ScoringSettings(Section):
         description="key of the bundles' signatures; with one, a bundle that is not signed with it is refused",
     )
     threads: int = Field(default=1, ge=1, le=64, description="torch threads per worker")
+    deadline_ms: int = Field(
+        default=60_000,
+        ge=0,
+        description="age at which an event is late for its decision: a worker that is behind by more and does not catch "
+        "up leaves work out, flagged. Lower keeps decisions timely, higher keeps them whole; 0: never (bulk loads)",
+    )
+    shed: Literal["reasons", "challengers", "model"] = Field(
+        default="model",
+        description="the last step that may be left out under pressure: reason codes, then challengers, then the model "
+        "(rules only)",
+    )
     policy: Path | None = Field(
         default=None, description="YAML of the decision policy; empty: the bundle's thresholds, no rules"
     )

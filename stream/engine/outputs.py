@@ -16,6 +16,7 @@ from stream.decisions.policy import Policy
 from stream.decisions.reasons import Explainer
 from stream.decisions.scale import NO_SCORE
 from stream.engine.pipeline import Scored
+from stream.engine.pressure import Shed
 from stream.events.moments import moment_text
 from stream.events.records import DECISIONS, Decision, EventSplitter, Flag
 from stream.features.batch import NO_AMOUNT
@@ -37,6 +38,8 @@ class Situation:
     cold: NDArray[np.bool_]
     degraded: NDArray[np.bool_]
     now_ms: int
+    shed: Shed = Shed.NOTHING
+    has_challengers: bool = False
 
 
 @dataclass(slots=True)
@@ -122,6 +125,7 @@ class Judge:
                 Flag.COLD: situation.cold[index],
                 Flag.DEGRADED: situation.degraded[index],
                 Flag.RULES_ONLY: np.isnan(probability),
+                **_shed_flags(situation, decided.decision),
             }
         )
         return Judged(scored, decided, probability, flags, self._judge_shadows(scored, events))
@@ -247,6 +251,17 @@ class Judge:
                 del self._deciders[next(iter(self._deciders))]
             kept = self._deciders[id(scorer)] = (scorer, *made)
         return kept[1], kept[2]
+
+
+def _shed_flags(situation: Situation, decision: NDArray[np.uint8]) -> dict[Flag, NDArray[np.bool_]]:
+    """What pressure has taken from the records of these events (A,): only what they would have had."""
+    every = np.ones(len(decision), dtype=np.bool_)
+    shed = situation.shed
+    return {
+        Flag.SHED_REASONS: (decision != _APPROVE) & (shed >= Shed.REASONS),
+        Flag.SHED_CHALLENGERS: every & (situation.has_challengers and shed >= Shed.CHALLENGERS),
+        Flag.SHED_MODEL: every & (shed >= Shed.MODEL),
+    }
 
 
 def _shadow_rows(judged: Judged) -> list[list[dict[str, Any]]]:

@@ -13,6 +13,7 @@ import structlog
 from numpy.typing import NDArray
 
 from stream.config import BatchSettings
+from stream.engine.pressure import Shed
 from stream.errors import ScoringFailed
 from stream.events.decoder import Decoder
 from stream.events.rejects import Reject
@@ -106,12 +107,12 @@ class Pipeline:
         with self._metrics.stage("fold"):
             return self.state.assemble(batch)
 
-    def score(self, batch: EventBatch, assembled: Assembled, *, challengers: bool = True) -> Scored:
+    def score(self, batch: EventBatch, assembled: Assembled, *, shed: Shed = Shed.NOTHING) -> Scored:
         """One call of each model for the batch. A champion that fails gives way to the one before it, or to none;
-        a challenger that fails leaves. Without `challengers` only the champion is asked.
+        a challenger that fails leaves. Who is `shed` is not asked.
         """
         index = np.flatnonzero(~assembled.duplicate)
-        scorer = self.lineup.current()
+        scorer = self.lineup.current() if shed < Shed.MODEL else None
         scores = None
         with self._metrics.stage("score"):
             steps, lengths, aggregates = assembled.steps, assembled.lengths, assembled.aggregates
@@ -124,7 +125,7 @@ class Pipeline:
                     self._log.error("the model failed and is replaced by the one before it", error=str(error))
                     self._metrics.model_failures.inc()
                     scorer = self.lineup.drop(scorer)
-            shadows = self._shadows(steps, lengths, aggregates) if challengers and len(index) else {}
+            shadows = self._shadows(steps, lengths, aggregates) if shed < Shed.CHALLENGERS and len(index) else {}
         return Scored(batch, assembled, index, scorer, scores, shadows)
 
     def _shadows(

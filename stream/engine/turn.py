@@ -20,6 +20,7 @@ from stream.engine.flush import ACCOUNT_EVENTS_PER_TURN, ACCOUNT_LABELS_PER_TURN
 from stream.engine.inputs import Share, keep_first, keep_one_champion, within_limit
 from stream.engine.outputs import Judge, Judged, Situation
 from stream.engine.pipeline import Input, Pipeline, Scored
+from stream.engine.pressure import Ladder, Shed
 from stream.errors import ConfigError, ScoringFailed, UnavailableError
 from stream.events.records import DECISIONS, dead_letter, encode
 from stream.events.rejects import Reject
@@ -51,6 +52,7 @@ class TurnResult:
     labels: Input[LabelBatch] | None = None
     outcome: LabelOutcome | None = None
     judged: Judged | None = None
+    shed: Shed = Shed.NOTHING
 
     @property
     def has_dead_letters(self) -> bool:
@@ -81,6 +83,8 @@ class Turn:
         self._engine_version = engine_version
         self._log = structlog.get_logger("riskstream.turn")
         self._same_partitions = frozenset(same_partitions)
+        self._ladder = Ladder(settings.scoring.deadline_ms, Shed[settings.scoring.shed.upper()])
+        self._shedding = Shed.NOTHING
 
     def change_models(self, changes: Sequence[Change]) -> None:
         """Models take their roles, or leave them. Between two turns only."""
@@ -113,13 +117,30 @@ class Turn:
             labels, events = self._shorten(shares, labels, events)
         with self._metrics.stage("load"):
             self._load(shares, labels.batch, events.batch, flush_all)
+        # Only now: a turn that waits for the store says nothing about the worker's speed.
+        result.shed = self._shed(shares)
         result.labels, result.events = labels, events
         result.outcome = self._pipeline.fold_labels(labels.batch) if len(labels.batch) else None
         if len(events.batch):
             assembled = self._pipeline.fold_events(events.batch)
-            result.judged = self._decide(shares, events, result, self._pipeline.score(events.batch, assembled))
+            result.judged = self._decide(
+                shares, events, result, self._pipeline.score(events.batch, assembled, shed=result.shed)
+            )
         self._add_dead_letters(result)
         return result
+
+    def _shed(self, shares: Sequence[Share]) -> Shed:
+        """What this turn leaves out: by the age of the oldest event that it takes."""
+        oldest_ms = min((share.records[0].timestamp for share in shares if share.records), default=None)
+        if oldest_ms is None:
+            return Shed.NOTHING
+        now_ms = self._clock.now_ms()
+        shed = self._ladder.observe(now_ms, now_ms - oldest_ms)
+        if shed != self._shedding:
+            self._log.warning("under pressure" if shed else "pressure is over", leaves_out=shed.word)
+            self._shedding = shed
+            self._metrics.shed_step.set(shed)
+        return shed
 
     # --- cutting
 
@@ -173,11 +194,11 @@ class Turn:
 
     def _decide(self, shares: list[Share], events: Input[EventBatch], result: TurnResult, scored: Scored) -> Judged:
         with self._metrics.stage("decide"):
-            situation = self._situation(shares, events)
+            situation = self._situation(shares, events, result.shed)
             judged = self._judge.judge(scored, situation)
             records = self._judge.score_records(judged, situation)
             try:
-                alerts = self._judge.alert_records(judged, records, explain=True)
+                alerts = self._judge.alert_records(judged, records, explain=result.shed < Shed.REASONS)
             except ScoringFailed:
                 alerts = self._judge.alert_records(judged, records, explain=False)
         topics = self._settings.topics
@@ -188,7 +209,7 @@ class Turn:
             result.messages += self._messages(topics.alerts, chosen, encode(alerts))
         return judged
 
-    def _situation(self, shares: list[Share], events: Input[EventBatch]) -> Situation:
+    def _situation(self, shares: list[Share], events: Input[EventBatch], shed: Shed) -> Situation:
         now_ms = self._clock.now_ms()
         partition = events.batch.partition
         labels_offset = {share.partition.number: share.end().labels for share in shares}
@@ -203,6 +224,8 @@ class Turn:
             cold=np.isin(partition, cold),
             degraded=np.isin(partition, degraded),
             now_ms=now_ms,
+            shed=shed,
+            has_challengers=bool(self._pipeline.lineup.challengers),
         )
 
     def _messages(self, topic: str, records: Sequence[Record], values: Sequence[bytes]) -> list[Message]:
@@ -240,6 +263,8 @@ class Turn:
             )
         metrics.batch_events.observe(read.total())
         self._count_missing(events.batch)
+        for step in range(Shed.REASONS, result.shed + 1):
+            metrics.shed_events.labels(Shed(step).word).inc(scored.total())
         _count_rejects(metrics, [*events.rejects, *labels.rejects])
         if result.outcome is not None:
             repeated = int(result.outcome.duplicate.sum())

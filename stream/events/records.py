@@ -51,6 +51,12 @@ class Flag(StrEnum):
     """The account's history could not be read: scored without it."""
     RULES_ONLY = "rules_only"
     """No model took part: probability and score are null."""
+    SHED_REASONS = "shed_reasons"
+    """Under pressure: the alert's reason codes were left out."""
+    SHED_CHALLENGERS = "shed_challengers"
+    """Under pressure: the challengers were not asked."""
+    SHED_MODEL = "shed_model"
+    """Under pressure: the model was not asked; always beside rules_only."""
 
 
 class Record(BaseModel):

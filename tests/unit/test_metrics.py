@@ -82,6 +82,7 @@ def test_labels_cannot_carry_identities(metrics: Metrics) -> None:
         "reason",
         "pool",
         "operation",
+        "step",
         "kind",
         "topic",
         "role",

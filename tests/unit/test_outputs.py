@@ -15,6 +15,7 @@ from stream.config import BatchSettings, RecordSettings
 from stream.decisions.policy import DEFAULT_POLICY, Condition, Policy, Rule, ValueList
 from stream.engine.outputs import Judge, Judged, Situation
 from stream.engine.pipeline import Pipeline, Scored
+from stream.engine.pressure import Shed
 from stream.events.records import Alert, Flag, RiskScore, encode
 from stream.features.assemble import FeatureState
 from stream.features.columns import hash_ids
@@ -236,7 +237,7 @@ def test_challengers_can_be_left_out(traffic: Traffic) -> None:
     bench.lineup.apply(Change(CHALLENGERS[0], rival))
     scored = bench.score([traffic.event()])
     assert rival.calls == 1
-    again = bench.pipeline.score(scored.batch, scored.assembled, challengers=False)
+    again = bench.pipeline.score(scored.batch, scored.assembled, shed=Shed.CHALLENGERS)
     assert (rival.calls, again.shadows) == (1, {})
 
 

@@ -7,7 +7,7 @@ import gc
 import importlib
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from stream import __version__
 from stream.clock import Clock, SystemClock
 from stream.config import Settings
 from stream.decisions.policy import DEFAULT_POLICY, Policy, load_policy
+from stream.engine.building import CommittedOffsets, StateBuilder
 from stream.engine.flush import RowKeeper, no_fault
 from stream.engine.outputs import Judge, Situation
-from stream.engine.partition import transactional_id
+from stream.engine.partition import builder_name, check_count, transactional_id
 from stream.engine.pipeline import Pipeline
 from stream.engine.restoring import Restorer
 from stream.engine.turn import Turn
@@ -46,7 +47,7 @@ from stream.rollout.watch import FolderSource, ModelWatch, Source, TopicSource
 from stream.scoring.lineup import CHALLENGERS, CHAMPION, Change, Lineup
 from stream.scoring.loading import load_scorer
 from stream.scoring.scorer import Scorer
-from stream.state.store import StateStore
+from stream.state.store import Checkpoint, StateStore
 from stream.topics import partition_counts
 
 
@@ -108,7 +109,7 @@ def build_worker(
     It begins with the champion `scorer` and the challengers; `model_changes` as in Worker.
     """
     check_arena(settings)
-    partitions = check_topics(settings, client)
+    partitions = check_worker_topics(settings, client)
     rates = load_rates(settings, domain)
     share = settings.state.entity_scope == "all" and partitions[settings.topics.transactions] > 1
     state = FeatureState(
@@ -129,7 +130,63 @@ def build_worker(
             of = named.manifest
             rate = of.thresholds.review_rate
             metrics.set_model(role, of.name, of.version, domain.spec_id, review_by_ms=of.review_by_ms, alert_rate=rate)
-    return Worker(settings, client, keeper, turn, restorer, metrics, clock, model_changes=model_changes, fault=fault)
+    return Worker(
+        settings,
+        client,
+        keeper,
+        turn,
+        restorer,
+        metrics,
+        clock,
+        partitions=inputs,
+        model_changes=model_changes,
+        fault=fault,
+    )
+
+
+def build_state(
+    settings: Settings,
+    client: KafkaClient,
+    store: StateStore,
+    domain: Domain,
+    clock: Clock,
+    stop: threading.Event,
+    *,
+    follow: bool,
+    quick_s: float,
+    tell: Callable[[int, int], None],
+) -> tuple[Mapping[int, Checkpoint | None], int]:
+    """Builds the state of `settings` beside the group's workers (engine/building.py). Blocks.
+
+    Returns W by partition, and until when (ms) scores from this state will be flagged cold; 0: they will not. Ends when a round took less than `quick_s`; with `follow`, when `stop` is set or workers have taken over all.
+    """
+    check_arena(settings)
+    settings = settings.model_copy(
+        update={"state": settings.state.model_copy(update={"on_missing_checkpoint": "rebuild"})}
+    )
+    metrics, partitions = (
+        Metrics(CollectorRegistry()),
+        check_worker_topics(settings, client)[settings.topics.transactions],
+    )
+    share = settings.state.entity_scope == "all" and partitions > 1
+    state = FeatureState(
+        domain, accounts=settings.state.arena_accounts, entities=settings.state.arena_entities, use_others=share
+    )
+    keeper = RowKeeper(state, store, metrics, share_entities=share)
+    pipeline = Pipeline(domain, load_rates(settings, domain), settings.batch, state, Lineup(None), metrics)
+    owner = builder_name(settings)
+    restorer = Restorer(settings, client, store, keeper, pipeline, metrics, clock, owner=owner)
+    with contextlib.closing(client.reader()) as reader, contextlib.closing(client.admin()) as admin:
+        offsets = CommittedOffsets(reader, admin, settings.kafka.group)
+        builder = StateBuilder(settings, store, keeper, restorer, offsets, clock, partitions)
+        builder.check()
+        while not stop.is_set() and builder.positions:
+            took_s = builder.round(stop, tell)
+            if took_s < quick_s and not follow:
+                break
+            if follow:
+                stop.wait(max(0.0, 1.0 - took_s))
+        return builder.positions, builder.cold_until_ms
 
 
 def model_watch(settings: Settings, domain: Domain, client: KafkaClient, metrics: Metrics) -> ModelWatch:
@@ -162,6 +219,14 @@ def check_topics(settings: Settings, client: KafkaClient) -> dict[str, int]:
     """Partition counts of the five topics. TopicError when one is missing or the inputs differ."""
     with contextlib.closing(client.admin()) as admin:
         return partition_counts(admin, settings)
+
+
+def check_worker_topics(settings: Settings, client: KafkaClient) -> dict[str, int]:
+    """The same, and TopicError when the inputs were given more partitions since the group began."""
+    counts = check_topics(settings, client)
+    with contextlib.closing(client.admin()) as admin:
+        check_count(admin, settings, counts[settings.topics.transactions])
+    return counts
 
 
 def check_store(store: StateStore) -> None:

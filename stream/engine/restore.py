@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stream.config import StateSettings
 from stream.engine.partition import CommitNote
@@ -72,7 +72,7 @@ def plan(
     end = committed or log.first
     _refuse_undone(log, end, policy)
     if max([note.base.labels, *(labels for _, labels in note.pairs)]) < end.labels:
-        note = CommitNote(note.transactional_id, end, (), note.cold_until_ms)  # a tool set the offsets
+        note = replace(note, base=end, pairs=())  # a tool set the offsets
     if checkpoint is None:
         return _without_checkpoint(log, end, note, horizon_start, policy, now_ms)
     if checkpoint.transactions > end.transactions or checkpoint.labels > end.labels:
@@ -127,7 +127,7 @@ def _without_checkpoint(
     start = log.first
     if sum(end) - sum(start) > policy.rebuild_max_events:
         start = Checkpoint(min(horizon_start.transactions, end.transactions), min(horizon_start.labels, end.labels))
-    by_timestamps = CommitNote(note.transactional_id, end, (), note.cold_until_ms)
+    by_timestamps = replace(note, base=end, pairs=())
     return Plan("rebuild", start, end, by_timestamps, warm_at if start != (0, 0) else note.cold_until_ms)
 
 

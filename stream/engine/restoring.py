@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -11,19 +12,26 @@ from stream.clock import Clock
 from stream.config import Settings
 from stream.engine.flush import ACCOUNT_EVENTS_PER_TURN, ACCOUNT_LABELS_PER_TURN, RowKeeper, no_fault
 from stream.engine.inputs import within_limit
-from stream.engine.partition import CommitNote, Partition, Phase, transactional_id
+from stream.engine.partition import CommitNote, Partition, Phase, cold_of_builders, transactional_id
 from stream.engine.pipeline import Pipeline
 from stream.engine.restore import Log, Plan, Replay, Step, plan
 from stream.errors import UnavailableError
 from stream.features.batch import EventBatch, LabelBatch
 from stream.features.pool import ArenaFullError
-from stream.kafka.port import CommittedOffset, Consumer, KafkaClient, TopicPartition
+from stream.kafka.port import CommittedOffset, KafkaClient, TopicPartition
 from stream.metrics import Metrics
 from stream.state.store import Checkpoint, StateStore
 
 _DAY_MS = 86_400_000
 _PENDING_WAIT_MS = 500
 """How long the committed offset may hang on a transaction before its producer is taken for dead."""
+
+
+class GroupOffsets(Protocol):
+    """Where a partition's log begins, and what the group has committed: a worker's consumer, as far as needed here."""
+
+    def first_offset(self, partition: TopicPartition) -> int: ...
+    def committed(self, partition: TopicPartition, *, timeout_ms: int | None = None) -> CommittedOffset | None: ...
 
 
 @dataclass(slots=True)
@@ -54,11 +62,13 @@ class Restorer:
         metrics: Metrics,
         clock: Clock,
         *,
+        owner: str | None = None,
         fault: Callable[[str], None] = no_fault,
     ) -> None:
+        """`owner`: the name under which partitions are claimed; None: the worker's transactional id."""
         self._settings, self._client, self._store = settings, client, store
         self._keeper, self._pipeline, self._metrics, self._clock = keeper, pipeline, metrics, clock
-        self._transactional_id = transactional_id(settings)
+        self._transactional_id = owner or transactional_id(settings)
         self._fault = fault
         self._jobs: dict[int, _Job] = {}
         self._log = structlog.get_logger("riskstream.restore")
@@ -82,7 +92,7 @@ class Restorer:
     def step(
         self,
         partition: Partition,
-        consumer: Consumer,
+        consumer: GroupOffsets,
         flush_all: Callable[[], None],
         commit_offsets: Callable[[Mapping[TopicPartition, CommittedOffset]], None],
     ) -> bool:
@@ -112,14 +122,14 @@ class Restorer:
         self.forget(partition.number)
         return True
 
-    def untouched(self, partition: Partition, consumer: Consumer) -> bool:
+    def untouched(self, partition: Partition, consumer: GroupOffsets) -> bool:
         """Whether a parked partition comes back as it was left: nobody committed, the store is the same."""
         origin = self._origin(partition.number, consumer, ())
         if origin is None or (origin.committed or origin.log.first) != partition.done:
             return False
         return self._store.load_head(partition.number) == partition.head
 
-    def begin_degraded(self, partition: Partition, consumer: Consumer) -> bool:
+    def begin_degraded(self, partition: Partition, consumer: GroupOffsets) -> bool:
         """The store is away and the policy is not to wait: stand at C without history."""
         origin = self._origin(partition.number, consumer, ())
         if origin is None:
@@ -134,7 +144,7 @@ class Restorer:
     def _begin(
         self,
         partition: Partition,
-        consumer: Consumer,
+        consumer: GroupOffsets,
         commit_offsets: Callable[[Mapping[TopicPartition, CommittedOffset]], None],
     ) -> bool:
         """Claims and plans; False when Kafka cannot say yet where the partition stands.
@@ -154,9 +164,10 @@ class Restorer:
         horizon = self._horizon(origin.log) if checkpoint is None else origin.log.first
         now_ms = self._clock.now_ms()
         chosen = plan(origin.log, origin.committed, origin.note, checkpoint, horizon, self._settings.state, now_ms)
-        if chosen.cold_until_ms > origin.note.cold_until_ms:
+        cold = max(chosen.cold_until_ms, cold_of_builders(head.owners))
+        if cold > origin.note.cold_until_ms:
             # Before there is a checkpoint, after which nobody would know that history is missing.
-            note = CommitNote(self._transactional_id, chosen.note.base, chosen.note.pairs, chosen.cold_until_ms)
+            note = CommitNote(self._transactional_id, chosen.note.base, chosen.note.pairs, cold, partition.of)
             commit_offsets(
                 {
                     origin.log.transactions: CommittedOffset(chosen.end.transactions, note.encode()),
@@ -164,11 +175,11 @@ class Restorer:
                 }
             )
         if chosen.clear:
-            self._store.clear(number, head)
+            self._store.clear(number, partition.head)
         partition.phase = Phase.RESTORING
         partition.done = chosen.start
         partition.pairs, partition.base = list(chosen.note.pairs), chosen.note.base
-        partition.cold_until_ms = chosen.cold_until_ms
+        partition.cold_until_ms = cold
         self._metrics.restores.labels(chosen.kind).inc()
         self._metrics.restoring.labels(str(number)).set(1)
         self._log.info(
@@ -180,7 +191,7 @@ class Restorer:
         self._jobs[number] = _Job(chosen, replay)
         return True
 
-    def _origin(self, number: int, consumer: Consumer, owners: Sequence[str]) -> _Origin | None:
+    def _origin(self, number: int, consumer: GroupOffsets, owners: Sequence[str]) -> _Origin | None:
         """What Kafka says of a partition; None while a transaction hangs over its offset, or Kafka is away.
 
         A worker that died inside a transaction would hold this up until its transaction times out. Its

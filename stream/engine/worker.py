@@ -23,7 +23,7 @@ from stream.config import Settings
 from stream.engine import inputs
 from stream.engine.flush import RowKeeper, no_fault
 from stream.engine.inputs import Share
-from stream.engine.partition import METADATA_LIMIT, Partition, Phase, transactional_id
+from stream.engine.partition import METADATA_LIMIT, Partition, Phase, partitions_added, transactional_id
 from stream.engine.restoring import Restorer
 from stream.engine.turn import Message, Turn, TurnResult
 from stream.errors import DeadLetterError, FatalError, StateLostError, TopicError, TurnAborted, UnavailableError
@@ -51,14 +51,18 @@ class Worker:
         metrics: Metrics,
         clock: Clock,
         *,
+        partitions: int,
         model_changes: Callable[[], Sequence[Change]] = tuple,
         fault: Callable[[str], None] = no_fault,
     ) -> None:
-        """`model_changes` gives the models that became ready since it was last called. It must not block."""
+        """`partitions`: how many the inputs have.
+
+        `model_changes` gives the models that became ready since it was last called. It must not block.
+        """
         self._model_changes = model_changes
         self._settings, self._client, self._clock, self._metrics = settings, client, clock, metrics
         self._keeper, self._turn, self._restorer = keeper, turn, restorer
-        self._fault = fault
+        self._fault, self._count = fault, partitions
         self._partitions: dict[int, Partition] = {}
         self._consumer: Consumer = client.consumer()
         self._producer: Producer = client.producer(transactional_id(settings))
@@ -160,10 +164,12 @@ class Worker:
                 f"{topics.transactions} and {topics.labels} are not assigned alike: give both topics the same "
                 f"number of partitions, and let every member of the group use the range assignor"
             )
+        if any(number >= self._count for number in mine):
+            raise TopicError(partitions_added(topics.transactions, self._count, max(mine) + 1))
         for number in [n for n in self._partitions if n not in mine]:
             self._drop(number)
         for number in mine:
-            partition = self._partitions.setdefault(number, Partition(number))
+            partition = self._partitions.setdefault(number, Partition(number, of=self._count))
             if partition.phase is Phase.PARKED:
                 partition.phase = Phase.RETURNED
         self._consumer.pause(self._inputs_of(mine))
@@ -351,7 +357,7 @@ class Worker:
             self._log.warning("partition starts over", partition=number, error=str(error))
             self._drop(number)
             if TopicPartition(self._settings.topics.transactions, number) in self._consumer.assignment():
-                self._partitions[number] = Partition(number)
+                self._partitions[number] = Partition(number, of=self._count)
                 self._consumer.pause(self._inputs_of([number]))
 
     def _store_is_away(self, partitions: Iterable[Partition], error: Exception) -> None:

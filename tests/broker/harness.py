@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from kafka import IsolationLevel
 from kafka import TopicPartition as VendorPartition
-from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewPartitions, OffsetSpec
 from kafka.structs import OffsetAndMetadata
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
@@ -302,6 +302,10 @@ class Deployment:
     def configure(self, topic: str, name: str, value: str) -> None:
         """Sets one configuration of a topic."""
         self._vendor.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {name: value})])
+
+    def add_partitions(self, count: int) -> None:
+        """What an operator's tool does: gives both inputs so many partitions."""
+        self._vendor.create_partitions({topic: NewPartitions(count) for topic in self._inputs()})
 
     def members(self) -> set[str]:
         """Worker ids of the group's members."""

@@ -113,5 +113,5 @@ def test_the_transactional_id_is_that_of_the_worker_slot() -> None:
 
 def test_the_encoding_is_plain_json() -> None:
     """An operator reads it with Kafka's own tools."""
-    content = json.loads(CommitNote("g-w", Checkpoint(5, 2), ((5, 3),), 9).encode())
-    assert content == {"v": 1, "id": "g-w", "base": [5, 2], "pairs": [[5, 3]], "cold": 9}
+    content = json.loads(CommitNote("g-w", Checkpoint(5, 2), ((5, 3),), 9, 4).encode())
+    assert content == {"v": 1, "id": "g-w", "base": [5, 2], "pairs": [[5, 3]], "cold": 9, "of": 4}

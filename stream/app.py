@@ -144,6 +144,21 @@ def build_worker(
     )
 
 
+def state_parts(
+    settings: Settings, client: KafkaClient, store: StateStore, domain: Domain, clock: Clock, partitions: int
+) -> tuple[RowKeeper, Restorer]:
+    """What folds the log into rows and writes them, for a builder of state."""
+    metrics = Metrics(CollectorRegistry())
+    share = settings.state.entity_scope == "all" and partitions > 1
+    state = FeatureState(
+        domain, accounts=settings.state.arena_accounts, entities=settings.state.arena_entities, use_others=share
+    )
+    keeper = RowKeeper(state, store, metrics, share_entities=share)
+    pipeline = Pipeline(domain, load_rates(settings, domain), settings.batch, state, Lineup(None), metrics)
+    owner = builder_name(settings)
+    return keeper, Restorer(settings, client, store, keeper, pipeline, metrics, clock, owner=owner)
+
+
 def build_state(
     settings: Settings,
     client: KafkaClient,
@@ -158,24 +173,16 @@ def build_state(
 ) -> tuple[Mapping[int, Checkpoint | None], int]:
     """Builds the state of `settings` beside the group's workers (engine/building.py). Blocks.
 
-    Returns W by partition, and until when (ms) scores from this state will be flagged cold; 0: they will not. Ends when a round took less than `quick_s`; with `follow`, when `stop` is set or workers have taken over all.
+    Returns W by partition, and until when (ms) scores from this state will be flagged cold; 0: they will not.
+
+    Ends when a round took less than `quick_s`; with `follow`, when `stop` is set or workers have taken over all.
     """
     check_arena(settings)
     settings = settings.model_copy(
         update={"state": settings.state.model_copy(update={"on_missing_checkpoint": "rebuild"})}
     )
-    metrics, partitions = (
-        Metrics(CollectorRegistry()),
-        check_worker_topics(settings, client)[settings.topics.transactions],
-    )
-    share = settings.state.entity_scope == "all" and partitions > 1
-    state = FeatureState(
-        domain, accounts=settings.state.arena_accounts, entities=settings.state.arena_entities, use_others=share
-    )
-    keeper = RowKeeper(state, store, metrics, share_entities=share)
-    pipeline = Pipeline(domain, load_rates(settings, domain), settings.batch, state, Lineup(None), metrics)
-    owner = builder_name(settings)
-    restorer = Restorer(settings, client, store, keeper, pipeline, metrics, clock, owner=owner)
+    partitions = check_worker_topics(settings, client)[settings.topics.transactions]
+    keeper, restorer = state_parts(settings, client, store, domain, clock, partitions)
     with contextlib.closing(client.reader()) as reader, contextlib.closing(client.admin()) as admin:
         offsets = CommittedOffsets(reader, admin, settings.kafka.group)
         builder = StateBuilder(settings, store, keeper, restorer, offsets, clock, partitions)

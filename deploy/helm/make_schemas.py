@@ -23,6 +23,7 @@ import yaml
 FOLDER = Path(__file__).parent / "schemas"
 KINDS = {
     "V1StatefulSet": "statefulset-apps-v1",
+    "V1Deployment": "deployment-apps-v1",
     "V1Service": "service-v1",
     "V1ServiceAccount": "serviceaccount-v1",
     "V1ConfigMap": "configmap-v1",

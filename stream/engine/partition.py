@@ -5,10 +5,10 @@ from __future__ import annotations
 import enum
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from stream.config import Settings
+from stream.config import Settings, TopicSettings
 from stream.errors import TopicError
 from stream.kafka.port import Admin, CommittedOffset, Record, TopicPartition
 from stream.state.store import Checkpoint, Head
@@ -143,6 +143,20 @@ class Partition:
         """All rows are in the store up to `done`, and so is W."""
         self.base = self.done
         self.pairs.clear()
+
+
+def numbers_assigned(partitions: Iterable[TopicPartition], topics: TopicSettings, count: int) -> set[int]:
+    """The numbers of an assignment. TopicError: the inputs are not assigned alike, or have more than `count`."""
+    partitions = list(partitions)
+    mine = {tp.partition for tp in partitions if tp.topic == topics.transactions}
+    if mine != {tp.partition for tp in partitions if tp.topic == topics.labels}:
+        raise TopicError(
+            f"{topics.transactions} and {topics.labels} are not assigned alike: give both topics the same "
+            f"number of partitions, and let every member of the group use the range assignor"
+        )
+    if max(mine, default=-1) >= count:
+        raise TopicError(partitions_added(topics.transactions, count, max(mine) + 1))
+    return mine
 
 
 def partitions_added(topic: str, before: int, now: int) -> str:

@@ -23,10 +23,10 @@ from stream.config import Settings
 from stream.engine import inputs
 from stream.engine.flush import RowKeeper, no_fault
 from stream.engine.inputs import Share
-from stream.engine.partition import METADATA_LIMIT, Partition, Phase, partitions_added, transactional_id
+from stream.engine.partition import METADATA_LIMIT, Partition, Phase, numbers_assigned, transactional_id
 from stream.engine.restoring import Restorer
 from stream.engine.turn import Message, Turn, TurnResult
-from stream.errors import DeadLetterError, FatalError, StateLostError, TopicError, TurnAborted, UnavailableError
+from stream.errors import DeadLetterError, FatalError, StateLostError, TurnAborted, UnavailableError
 from stream.kafka.port import CommittedOffset, Consumer, KafkaClient, Producer, TopicPartition
 from stream.metrics import Metrics
 from stream.scoring.lineup import Change
@@ -156,16 +156,7 @@ class Worker:
     def on_assigned(self, partitions: Sequence[TopicPartition]) -> None:
         """Every partition begins RESTORING; one that is given back untouched goes on (see _restore_some)."""
         self._metrics.rebalances.labels("assigned").inc()
-        topics = self._settings.topics
-        mine = {tp.partition for tp in partitions if tp.topic == topics.transactions}
-        labels = {tp.partition for tp in partitions if tp.topic == topics.labels}
-        if mine != labels:
-            raise TopicError(
-                f"{topics.transactions} and {topics.labels} are not assigned alike: give both topics the same "
-                f"number of partitions, and let every member of the group use the range assignor"
-            )
-        if any(number >= self._count for number in mine):
-            raise TopicError(partitions_added(topics.transactions, self._count, max(mine) + 1))
+        mine = numbers_assigned(partitions, self._settings.topics, self._count)
         for number in [n for n in self._partitions if n not in mine]:
             self._drop(number)
         for number in mine:

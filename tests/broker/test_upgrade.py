@@ -37,7 +37,7 @@ from tests.broker.harness import (
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
 ROOT = Path(__file__).parents[2]
-FROM = os.environ.get("RISKSTREAM_UPGRADE_FROM", "HEAD~1")
+FROM = os.environ.get("UPGRADE_FROM", "HEAD~1")
 """The version to upgrade from, as git names it."""
 
 

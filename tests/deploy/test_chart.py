@@ -60,8 +60,9 @@ def render(tools: Path, tmp_path: Path) -> Render:
     return rendered
 
 
-def only(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    (found,) = [document for document in documents if document["kind"] == kind]
+def only(documents: list[dict[str, Any]], kind: str, suffix: str = "") -> dict[str, Any]:
+    """The document of this kind that is called like the release, with the suffix."""
+    (found,) = [d for d in documents if d["kind"] == kind and d["metadata"]["name"] == f"fraud{suffix}"]
     return found
 
 
@@ -210,7 +211,7 @@ def test_a_workers_promises(render: Render) -> None:
     assert only(documents, "Service")["spec"]["selector"].items() <= labels.items()
     assert (
         not only(documents, "Service")["spec"]["selector"].items()
-        <= only(documents, "Pod")["metadata"]["labels"].items()
+        <= only(documents, "Pod", "-doctor")["metadata"]["labels"].items()
     )
     for constraint in pod["topologySpreadConstraints"]:
         assert constraint["labelSelector"]["matchLabels"].items() <= labels.items()
@@ -241,6 +242,19 @@ def test_production(render: Render) -> None:
     assert only(documents, "PrometheusRule")["spec"]["groups"] == rules
     _, container = worker_of(documents)
     assert re.fullmatch(r"images\.bank\.example/.+@sha256:[0-9a-f]{64}", container["image"])
+    jobs = {
+        endpoint["relabelings"][0]["replacement"]
+        for suffix in ("", "-quality")
+        for endpoint in only(documents, "ServiceMonitor", suffix)["spec"]["endpoints"]
+    }
+    text = (ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
+    assert jobs == {job["job_name"] for job in yaml.safe_load(text)["scrape_configs"]}
+    for suffix in ("", "-quality"):
+        selector = only(documents, "ServiceMonitor", suffix)["spec"]["selector"]["matchLabels"]
+        chosen = [
+            d for d in documents if d["kind"] == "Service" and selector.items() <= d["metadata"]["labels"].items()
+        ]
+        assert [service["metadata"]["name"] for service in chosen] == [f"fraud{suffix}"]
     secret = [entry for entry in container["env"] if re.search("PASSWORD|USERNAME|SECRET|URL|SIGNATURE", entry["name"])]
     assert len(secret) == 5
     assert all("secretKeyRef" in entry["valueFrom"] for entry in secret)

@@ -158,14 +158,16 @@ def test_the_model_is_trained_only_once(tmp_path: Path) -> None:
     assert run() == ""
 
 
-@pytest.mark.parametrize("name", ["worker-0", "worker-1"])
+@pytest.mark.parametrize("name", ["worker-0", "worker-1", "quality"])
 @pytest.mark.parametrize("stalled", [False, True])
 def test_the_workers_probe_asks_whether_the_loop_turns(name: str, stalled: bool) -> None:
     server = HealthServer(HttpSettings(), CollectorRegistry(), lambda: Status(10**9 if stalled else 0, assigned=0))
     port = server.start()
     kind, program, *words = SERVICES[name]["healthcheck"]["test"]
     assert (kind, program) == ("CMD", "python3")
-    command = [sys.executable, *(word.replace(":9100/", f":{port}/") for word in words)]
+    asked = f":{settings_of(name).http.port}/"
+    assert asked in words[-1]
+    command = [sys.executable, *(word.replace(asked, f":{port}/") for word in words)]
     try:
         assert (subprocess.run(command, check=False, capture_output=True).returncode != 0) == stalled
     finally:
@@ -202,11 +204,8 @@ def test_prometheus_and_grafana_read_the_projects_files() -> None:
         for group in job.get("static_configs", [])
         for target in group["targets"]
     }
-    workers = {f"{name}:9100" for name in ("worker-0", "worker-1")}
-    assert workers <= targets
-    for target in targets:
-        host = target.partition(":")[0]
-        assert host in SERVICES or host in {"localhost", "127.0.0.1"}, f"nobody is called {host}"
+    served = {f"{name}:{settings_of(name).http.port}" for name in ("worker-0", "worker-1", "quality")}
+    assert targets == served
     mounted = {place: source for source, place, _ in compose.mounts(SERVICES["prometheus"])}
     for pattern in config["rule_files"]:
         folder = mounted[str((Path("/etc/prometheus") / pattern).parent)]

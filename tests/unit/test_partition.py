@@ -8,7 +8,18 @@ import pytest
 
 from stream.config import load_settings
 from stream.engine import partition as module
-from stream.engine.partition import METADATA_LIMIT, CommitNote, Partition, Phase, transactional_id
+from stream.engine.partition import (
+    METADATA_LIMIT,
+    CommitNote,
+    Partition,
+    Phase,
+    builder_name,
+    cold_of_builders,
+    numbers_assigned,
+    transactional_id,
+)
+from stream.errors import TopicError
+from stream.kafka.port import TopicPartition
 from stream.state.store import Checkpoint
 
 KAFKA_LIMIT_BYTES = 4_096
@@ -115,3 +126,23 @@ def test_the_encoding_is_plain_json() -> None:
     """An operator reads it with Kafka's own tools."""
     content = json.loads(CommitNote("g-w", Checkpoint(5, 2), ((5, 3),), 9, 4).encode())
     assert content == {"v": 1, "id": "g-w", "base": [5, 2], "pairs": [[5, 3]], "cold": 9, "of": 4}
+
+
+def test_an_assignment_is_taken_only_whole_and_within_the_partitions_that_were_there() -> None:
+    topics = load_settings(None, {}, {}).settings.topics
+    both = [TopicPartition(topic, n) for topic in (topics.transactions, topics.labels) for n in (1, 3)]
+    assert numbers_assigned(both, topics, 4) == {1, 3}
+    assert numbers_assigned([], topics, 4) == set()
+    with pytest.raises(TopicError, match="not assigned alike"):
+        numbers_assigned(both[:-1], topics, 4)
+    with pytest.raises(TopicError, match="4 partitions, and the group's state was made with 3"):
+        numbers_assigned(both, topics, 3)
+
+
+def test_a_builders_name_carries_the_mark_of_a_short_history() -> None:
+    settings = load_settings(None, {}, {"kafka.group": "a:b"}).settings
+    names = [builder_name(settings), builder_name(settings, 1_800_000_000_123), "a:b-worker-0"]
+    assert cold_of_builders(names) == 1_800_000_000_123
+    assert cold_of_builders(names[::2]) == 0
+    assert cold_of_builders(["state-build:x:soon"]) == 0
+    assert not any(name.startswith("a:b-") for name in names[:2])

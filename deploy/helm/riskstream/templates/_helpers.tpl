@@ -5,10 +5,28 @@
 {{- define "riskstream.selector" -}}
 app.kubernetes.io/name: riskstream
 app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: worker
+{{- end }}
+
+{{- define "riskstream.qualitySelector" -}}
+app.kubernetes.io/name: riskstream
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: quality
+{{- end }}
+
+{{/* The job under which Prometheus knows it: the rules and dashboards ask for it. */}}
+{{- define "riskstream.endpoint" -}}
+- port: http
+  path: /metrics
+  interval: {{ .root.Values.serviceMonitor.interval }}
+  relabelings:
+    - {targetLabel: job, replacement: {{ .job }}, action: replace}
+    - {sourceLabels: [__meta_kubernetes_pod_name], targetLabel: instance, action: replace}
 {{- end }}
 
 {{- define "riskstream.labels" -}}
-{{ include "riskstream.selector" . }}
+app.kubernetes.io/name: riskstream
+app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
@@ -125,4 +143,25 @@ seccompProfile: {type: RuntimeDefault}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "riskstream.placement" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}

@@ -430,6 +430,7 @@ class Metrics:
             (self.redis_errors, ("unavailable", "not_authorised", "state_lost")),
             (self.labels, ("folded", "duplicate", "dead_letter")),
             (self.model_refusals, MODEL_ROLES),
+            (self.model_changes, MODEL_ROLES),
             (self.rebalances, ("assigned", "revoked", "lost")),
             (self.flags, FLAGS),
             (self.shed_events, ("reasons", "challengers", "model")),

@@ -10,14 +10,16 @@ unbiased.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream.features.batch import F64, I64
+from stream.features.columns import hash_ids
 from stream.quality.delay import LabelDelay
+from stream.scoring.lineup import CHALLENGERS
 from stream.scoring.reference import Distribution, Reference
 
 CELL_MS = 3_600_000
@@ -34,6 +36,9 @@ PROBABILITY = "probability"
 UNKNOWN, FRAUD, GENUINE = 0, 1, 2
 _MOST_HALVINGS = 16
 _MOST_WAITING = 200_000
+
+SALTS: Mapping[str, np.uint64] = dict(zip(CHALLENGERS, hash_ids(CHALLENGERS), strict=True))
+"""By role: a challenger's score of an event is found under the event's identity XOR this."""
 
 ENTRY = np.dtype(
     [
@@ -82,6 +87,18 @@ class LabelColumns:
 
     def __len__(self) -> int:
         return len(self.identity)
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """What N labels did to their entries."""
+
+    old: I64
+    changed: NDArray[np.bool_]
+    new_fraud: NDArray[np.bool_]
+    group: I64
+    """Place in delay.GROUPS."""
+    weight: F64
 
 
 class Table:
@@ -181,19 +198,32 @@ class Book:
 
     # --- scores
 
-    def add_scores(self, scores: ScoreColumns) -> None:
-        """Counts N scores and remembers them for their labels."""
+    def add_scores(self, scores: ScoreColumns, shadows: Sequence[ScoreColumns] = ()) -> None:
+        """Counts N scores and remembers them for their labels; `shadows` are the challengers' of the same events.
+
+        A challenger's identities are salted (see SALTS): its entries lie beside the champion's.
+        """
         if len(scores) == 0:
             return
         self._advance(int(scores.time_ms.max()))
+        for shadow in shadows:
+            self._enter(shadow)
+        old = self._enter(scores)
+        self.outcomes["scores", "too_old"] += old
+        self.outcomes["scores", "counted"] += len(scores) - old
+        if self.stored > self.most_entries:
+            self._make_room()
+        if self.waiting_labels:
+            self._join_waiting(scores.identity)
+
+    def _enter(self, scores: ScoreColumns) -> int:
+        """Returns how many are older than the horizon, and were left out."""
         cell_of = scores.time_ms // CELL_MS
         codes = {name: self._model(name) for name in dict.fromkeys(scores.models)}
         model_of = np.array([codes[name] for name in scores.models], dtype=np.int64)
         bins = np.searchsorted(CALIBRATION_EDGES, scores.probability, side="right")
         bins = np.where(np.isnan(scores.probability), NO_PROBABILITY, bins)
         old = cell_of < self._first_cell()
-        self.outcomes["scores", "too_old"] += int(old.sum())
-        self.outcomes["scores", "counted"] += int((~old).sum())
         for number in np.unique(cell_of[~old]).tolist():
             here = np.flatnonzero(cell_of == number)
             cell = self.cells.get(number)
@@ -202,10 +232,7 @@ class Book:
             for model in np.unique(model_of[here]).tolist():
                 self._count(cell.tables.setdefault(model, Table()), scores, here[model_of[here] == model], bins)
             self._remember(cell, scores, here, model_of, bins)
-        if self.stored > self.most_entries:
-            self._make_room()
-        if self.waiting_labels:
-            self._join_waiting(scores.identity)
+        return int(old.sum())
 
     def _count(self, table: Table, scores: ScoreColumns, index: I64, bins: I64) -> None:
         decision = scores.decision[index]
@@ -263,7 +290,9 @@ class Book:
             places = cell.find(here.identity) if cell is not None else np.full(len(here), -1)
             if cell is not None:
                 found = places >= 0
-                self._apply(cell, places[found], here.take(found))
+                verdicts = self._apply(cell, places[found], here.take(found))
+                self._learn(verdicts, here.take(found))
+                self._join_shadows(cell, here)
             sampled = _in_sample(here.identity, cell.halvings if cell is not None else 0)
             # Outside the sample it is of an approved event, or quicker than its score, which labels seldom are.
             self.outcomes["labels", "unsampled"] += int(((places < 0) & ~sampled).sum())
@@ -277,29 +306,42 @@ class Book:
             del self.waiting_labels[next(iter(self.waiting_labels))]
             self.outcomes["labels", "unmatched"] += 1
 
-    def _apply(self, cell: Cell, places: I64, labels: LabelColumns) -> None:
+    def _apply(self, cell: Cell, places: I64, labels: LabelColumns) -> Verdicts:
+        """Puts the verdicts into the entries and the sums."""
         entries = cell.entries[places]
         new = np.where(labels.fraud, FRAUD, GENUINE)
         old = entries["verdict"].astype(np.int64)
-        repeated = old == new
-        self.outcomes["labels", "repeated"] += int(repeated.sum())
-        self.outcomes["labels", "revised"] += int(((old != UNKNOWN) & ~repeated).sum())
-        self.outcomes["labels", "joined"] += int((old == UNKNOWN).sum())
+        changed = old != new
         # The weight is that of the sampling at this moment, and is kept: a revision takes back what was added.
+        first = (entries["weight"] == 0) & changed
         approved = entries["decision"] == APPROVE
-        first = (entries["weight"] == 0) & ~repeated
         entries["weight"][first] = np.where(approved[first], 2.0**cell.halvings, 1.0)
         entries["verdict"] = new
         cell.entries[places] = entries
         sign = np.where(new == FRAUD, 1, np.where(old == FRAUD, -1, 0))
-        sign[repeated] = 0
+        sign[~changed] = 0
         for model in np.unique(entries["model"]).tolist():
-            chosen = (entries["model"] == model) & ~repeated
+            chosen = (entries["model"] == model) & changed
             _add_verdicts(cell.tables[model], entries[chosen], old[chosen], new[chosen], sign[chosen])
-        fraud = sign == 1
-        group = np.where(approved, 0, 1)[fraud]
-        weight = entries["weight"][fraud].astype(np.float64)
-        self.delay.add(labels.time_ms[fraud], labels.known_ms[fraud], group, weight)
+        return Verdicts(old, changed, sign == 1, np.where(approved, 0, 1), entries["weight"].astype(np.float64))
+
+    def _learn(self, verdicts: Verdicts, labels: LabelColumns) -> None:
+        """Counts the labels, and learns how long they took."""
+        new, fraud = verdicts.old == UNKNOWN, verdicts.new_fraud
+        self.outcomes["labels", "joined"] += int(new.sum())
+        self.outcomes["labels", "repeated"] += int((~verdicts.changed).sum())
+        self.outcomes["labels", "revised"] += int((verdicts.changed & ~new).sum())
+        self.delay.add(labels.time_ms[fraud], labels.known_ms[fraud], verdicts.group[fraud], verdicts.weight[fraud])
+
+    def _join_shadows(self, cell: Cell, labels: LabelColumns) -> None:
+        """The same verdicts for what the challengers said of these events."""
+        if len(self.models) < 2:
+            return
+        for salt in SALTS.values():
+            places = cell.find(labels.identity ^ salt)
+            found = places >= 0
+            if found.any():
+                self._apply(cell, places[found], labels.take(found))
 
     def _join_waiting(self, identity: U64) -> None:
         come = dict.fromkeys(key for key in identity.tolist() if key in self.waiting_labels)

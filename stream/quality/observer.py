@@ -142,9 +142,9 @@ class Observer:
         scores = [record for tp in self._scores for record in polled.get(tp, ())]
         labels = [record for tp in self._labels for record in polled.get(tp, ())]
         if scores:
-            columns, unreadable = self._records.scores(scores)
+            columns, shadows, unreadable = self._records.scores(scores)
             self.book.outcomes["scores", "unreadable"] += unreadable
-            self.book.add_scores(columns)
+            self.book.add_scores(columns, shadows)
         if labels:
             verdicts, unreadable = self._records.labels(labels)
             self.book.outcomes["labels", "unreadable"] += unreadable

@@ -19,7 +19,7 @@ from stream.features.columns import MoneyConverter, hash_ids
 from stream.features.money import MAX_AMOUNT
 from stream.features.spec import Domain
 from stream.kafka.port import Record
-from stream.quality.book import LabelColumns, ScoreColumns
+from stream.quality.book import SALTS, LabelColumns, ScoreColumns
 from stream.scoring.bundle import verify
 from stream.scoring.reference import Reference
 
@@ -37,8 +37,8 @@ class RecordReader:
         self._domain, self._money = domain, money
         self._labels = Decoder(domain.label, BatchSettings(), time_field=domain.time_field)
 
-    def scores(self, records: Sequence[Record]) -> tuple[ScoreColumns, int]:
-        """The readable ones as columns, and how many could not be read."""
+    def scores(self, records: Sequence[Record]) -> tuple[ScoreColumns, list[ScoreColumns], int]:
+        """The readable ones as columns, the challengers' scores in them by role, and how many could not be read."""
         found = [content for content in map(self._score, records) if content is not None]
         domain = self._domain
         time_ms = moments_ms([content[domain.time_field] for content in found])
@@ -52,12 +52,30 @@ class RecordReader:
             identity=self._identity(found),
             time_ms=time_ms,
             amount_minor=np.where(np.isnan(amounts), -1, minor),
-            probability=np.array([content["probability"] for content in found], dtype=np.float64),
-            decision=np.array([_DECISION_CODES[content["decision"]] for content in found], dtype=np.int64),
-            models=[content["model"] or NO_MODEL for content in found],
+            **_verdicts(found),
             features=[content.get("features") for content in found],
         )
-        return columns, len(records) - len(columns)
+        return columns, self._shadows(found, columns), len(records) - len(columns)
+
+    def _shadows(self, contents: Sequence[Mapping[str, Any]], scores: ScoreColumns) -> list[ScoreColumns]:
+        by_role: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+        for place, content in enumerate(contents):
+            for shadow in content.get("shadow") or ():
+                if shadow["role"] in SALTS:
+                    by_role.setdefault(shadow["role"], []).append((place, shadow))
+        found = []
+        for role, shadows in by_role.items():
+            index = np.array([place for place, _ in shadows], dtype=np.int64)
+            found.append(
+                ScoreColumns(
+                    identity=scores.identity[index] ^ SALTS[role],
+                    time_ms=scores.time_ms[index],
+                    amount_minor=scores.amount_minor[index],
+                    **_verdicts([shadow for _, shadow in shadows]),
+                    features=[scores.features[place] for place, _ in shadows],
+                )
+            )
+        return found
 
     def labels(self, records: Sequence[Record]) -> tuple[LabelColumns, int]:
         """Likewise, by the rules of the engine's own decoder."""
@@ -81,20 +99,35 @@ class RecordReader:
         try:
             content = from_json(record.value or b"", allow_inf_nan=False)
             texts = (content[name] for name in (domain.event_id_field, domain.account_field, domain.time_field))
-            probability, model, features = content["probability"], content["model"], content.get("features")
+            features, shadows = content.get("features") or {}, content.get("shadow") or ()
             good = (
                 all(isinstance(text, str) for text in texts)
-                and content["decision"] in _DECISION_CODES
-                and (probability is None or isinstance(probability, _NUMBER))
-                and (model is None or isinstance(model, str))
-                and (
-                    features is None or all(value is None or isinstance(value, _NUMBER) for value in features.values())
-                )
+                and _is_verdict(content)
+                and all(_is_verdict(shadow) and isinstance(shadow["role"], str) for shadow in shadows)
+                and all(value is None or isinstance(value, _NUMBER) for value in features.values())
                 and isinstance(content.get(domain.amount_field, 0.0), float | int | None)
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
         return content if good else None
+
+
+def _is_verdict(content: Mapping[str, Any]) -> bool:
+    """Whether decision, probability and model are such. KeyError, TypeError when it is no object that has them."""
+    probability, model = content["probability"], content["model"]
+    return (
+        content["decision"] in _DECISION_CODES
+        and (probability is None or isinstance(probability, _NUMBER))
+        and (model is None or isinstance(model, str))
+    )
+
+
+def _verdicts(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "probability": np.array([content["probability"] for content in contents], dtype=np.float64),
+        "decision": np.array([_DECISION_CODES[content["decision"]] for content in contents], dtype=np.int64),
+        "models": [content["model"] or NO_MODEL for content in contents],
+    }
 
 
 class References:

@@ -17,7 +17,7 @@ RUNBOOKS = sorted((ROOT / "docs" / "runbooks").glob("*.md"))
 
 BUILT_IN = {"__rate_interval": "1m", "__interval": "15s", "__range": "1h"}
 METRIC = re.compile(r"(?<![\w:\"'])(?:riskstream|process|up|ALERTS)(?:[_:][\w:]*)?(?![\w:\"'=])")
-SUFFIXES = ("_bucket", "_count", "_sum", "_created")
+SUFFIXES = ("_bucket", "_count", "_sum")
 
 
 class Query(NamedTuple):

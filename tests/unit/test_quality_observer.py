@@ -88,9 +88,11 @@ def test_figures_from_the_topics(scores: list[dict[str, Any]]) -> None:
     frauds = [label(of) for n, of in enumerate(scores) if n % 10 == 0]
     strangers = [label(score(n, 1, fraudulent=True, suspicious=False)) for n in range(5_000, 5_003)]
     corner.publish(topics.labels, [*frauds, *frauds[:5], *strangers, b"no label", label(scores[3], fraud=False)])
-    corner.publish(topics.scores, [*scores, b"{}", b"no score", json.dumps([1]).encode()])
+    bad_shadow = json.dumps(scores[0] | {"shadow": [{"role": "challenger-1"}]}).encode()
+    bad_features = json.dumps(scores[0] | {"features": {"amount": "much"}}).encode()
+    corner.publish(topics.scores, [*scores, b"{}", b"no score", json.dumps([1]).encode(), bad_shadow, bad_features])
     observer, registry = corner.observer()
-    assert observer.lag == 1_000 + 3 + 100 + 5 + 3 + 2
+    assert observer.lag == 1_000 + 5 + 100 + 5 + 3 + 2
     assert quality_health(observer, SystemClock()).restoring == {0: observer.lag}
     found = observer.run_to_end()
     assert quality_health(observer, SystemClock()).restoring == {}
@@ -119,10 +121,55 @@ def test_figures_from_the_topics(scores: list[dict[str, Any]]) -> None:
     assert sample("quality_records_total", kind="labels", outcome="joined") == 101
     assert sample("quality_records_total", kind="labels", outcome="repeated") == 5
     assert sample("quality_records_total", kind="labels", outcome="unreadable") == 1
-    assert sample("quality_records_total", kind="scores", outcome="unreadable") == 3
+    assert sample("quality_records_total", kind="scores", outcome="unreadable") == 5
     assert sample("quality_labels_waiting") == 3
     assert sample("quality_lag_events") == 0
     assert sample("quality_sample_ratio") == 1
+
+
+def test_challengers_are_judged_by_the_same_labels(scores: list[dict[str, Any]]) -> None:
+    """One challenger would have found every fraud and nothing else; labels before and behind their scores."""
+    plain, shadowed = Corner(), Corner()
+    for corner in (plain, shadowed):
+        topics = corner.settings.topics
+        with_shadow = [
+            of | {"shadow": [{"role": "challenger-1", "model": "n@2", **verdict(n % 10 == 0)}]} if n % 2 == 0 else of
+            for n, of in enumerate(scores)
+        ]
+        corner.publish(topics.scores, (with_shadow if corner is shadowed else scores)[:700])
+        corner.publish(topics.labels, map(label, scores[:700:10]))
+    observers = [corner.observer()[0] for corner in (plain, shadowed)]
+    for observer in observers:
+        observer.run_to_end()
+    for corner in (plain, shadowed):
+        # These labels come before their scores, and wait.
+        corner.publish(corner.settings.topics.labels, map(label, scores[700::10]))
+    for observer in observers:
+        while observer.book.outcomes["labels", "joined"] + len(observer.book.waiting_labels) < 100:
+            observer.run_once()
+    plain.publish(plain.settings.topics.scores, scores[700:])
+    shadowed.publish(shadowed.settings.topics.scores, with_shadow[700:])
+    for observer in observers:
+        while observer.book.outcomes["scores", "counted"] < 1_000:
+            observer.run_once()
+    expected, found = (observer.run_to_end() for observer in observers)
+    champion = found.quality["m@1", "30d"]
+    assert champion.counts == expected.quality["m@1", "30d"].counts
+    assert champion.ratios == expected.quality["m@1", "30d"].ratios
+    assert found.completeness.tolist() == expected.completeness.tolist()
+    assert observers[0].book.outcomes == observers[1].book.outcomes
+    challenger = found.quality["n@2", "30d"]
+    assert challenger.ratios["recall"] == challenger.ratios["precision"] == 1.0
+    assert challenger.counts["caught"] == champion.counts["fraud"]
+    assert challenger.counts["scored"] == pytest.approx(champion.counts["scored"] / 2, abs=2)
+
+
+def verdict(suspicious: bool) -> dict[str, Any]:
+    return {
+        "probability": 0.9 if suspicious else 0.01,
+        "score": 900,
+        "decision": "decline" if suspicious else "approve",
+    }
 
 
 def test_figures_are_not_shown_before_they_are_whole(scores: list[dict[str, Any]]) -> None:

@@ -175,7 +175,7 @@ BOARD = Board(
                     "Alerts of deploy/prometheus/rules. Bad: any. The page in docs/runbooks says what to do.",
                     [
                         (
-                            'sum by (alertname, severity) (ALERTS{alertname=~"Riskstream.*"})',
+                            'sum by (alertname, severity) (ALERTS{alertname=~"Riskstream.*", alertstate="firing"})',
                             "{{alertname}} {{severity}}",
                         )
                     ],

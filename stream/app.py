@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import signal
@@ -102,6 +103,7 @@ def build_worker(
     clock: Clock,
     challengers: Sequence[Scorer] = (),
     model_changes: Callable[[], Sequence[Change]] = tuple,
+    make_turn: Callable[..., Turn] = Turn,
     fault: Callable[[str], None] = no_fault,
 ) -> Worker:
     """A worker over these ports. TopicError when the topics are not as they must be.
@@ -121,7 +123,9 @@ def build_worker(
     judge = Judge(domain, policy_of(settings), settings.records, rates_version=rates.version)
     inputs = partitions[settings.topics.transactions]
     same = {topic for topic, count in partitions.items() if count == inputs}
-    turn = Turn(settings, pipeline, judge, keeper, metrics, clock, engine_version=__version__, same_partitions=same)
+    turn = make_turn(
+        settings, pipeline, judge, keeper, metrics, clock, engine_version=__version__, same_partitions=same
+    )
     restorer = Restorer(settings, client, store, keeper, pipeline, metrics, clock, fault=fault)
     for role, one in zip(CHALLENGERS, challengers, strict=False):
         lineup.apply(Change(role, one))
@@ -142,6 +146,20 @@ def build_worker(
         model_changes=model_changes,
         fault=fault,
     )
+
+
+def open_traces(settings: Settings, metrics: Metrics) -> tuple[Callable[..., Turn], Callable[[], None]]:
+    """How turns are made, and what ends the export of their spans. ConfigError when the extra is not installed."""
+    if settings.traces.endpoint is None:
+        return Turn, lambda: None
+    try:
+        from stream.traces import Spans, TracedTurn  # noqa: PLC0415  # an optional extra
+    except ImportError as error:
+        raise ConfigError(
+            f"traces.endpoint needs the otel extra ({error}): pip install 'riskstream[otel]', or leave it empty"
+        ) from None
+    spans = Spans(settings, metrics)
+    return functools.partial(TracedTurn, spans=spans), spans.close
 
 
 def state_parts(
@@ -318,6 +336,7 @@ def run_worker(settings: Settings, *, profile: bool = False) -> int:
     watch = model_watch(settings, domain, client, metrics)
     store = open_store(settings, domain)
     check_store(store)
+    make_turn, close_traces = open_traces(settings, metrics)
     worker = build_worker(
         settings,
         domain,
@@ -328,6 +347,7 @@ def run_worker(settings: Settings, *, profile: bool = False) -> int:
         clock=clock,
         challengers=challengers,
         model_changes=watch.take,
+        make_turn=make_turn,
     )
     watch.start()
     stop = threading.Event()
@@ -347,6 +367,7 @@ def run_worker(settings: Settings, *, profile: bool = False) -> int:
         watch.stop()
         health.stop()
         store.close()
+        close_traces()
     log.info("stopped", exit_code=0)
     if profile:
         print(metrics.profile_table())

@@ -58,14 +58,15 @@ class BulkHistogram(Collector):
 
 
 class StageTimer:
-    """Adds the wall and CPU time of a `with` block to one stage. Not reentrant."""
+    """Adds the wall and CPU time of a `with` block to one stage, and tells `watcher`. Not reentrant."""
 
-    __slots__ = ("_cpu", "_cpu_clock", "_cpu_start", "_wall", "_wall_clock", "_wall_start")
+    __slots__ = ("_cpu", "_cpu_clock", "_cpu_start", "_wall", "_wall_clock", "_wall_start", "watcher")
 
     def __init__(self, wall: Histogram, cpu: Counter, wall_clock: Callable[[], float], cpu_clock: Callable[[], float]):
         self._wall, self._wall_clock = wall, wall_clock
         self._cpu, self._cpu_clock = cpu, cpu_clock
         self._wall_start = self._cpu_start = 0.0
+        self.watcher: Callable[[float], None] | None = None
 
     def __enter__(self) -> None:
         self._wall_start, self._cpu_start = self._wall_clock(), self._cpu_clock()
@@ -74,4 +75,7 @@ class StageTimer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cpu.inc(max(0.0, self._cpu_clock() - self._cpu_start))
-        self._wall.observe(self._wall_clock() - self._wall_start)
+        took_s = self._wall_clock() - self._wall_start
+        self._wall.observe(took_s)
+        if self.watcher is not None:
+            self.watcher(took_s)

@@ -6,6 +6,7 @@ No account, card, address or event id may be the value of a label: labels are sm
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -67,6 +68,11 @@ class Metrics:
     def stage(self, name: str) -> StageTimer:
         """`with metrics.stage("decode"): ...` for one of STAGES."""
         return self._stages[name]
+
+    def watch_stages(self, watcher: Callable[[str, float], None]) -> None:
+        """From now on `watcher(stage, seconds)` is called at the end of each."""
+        for name, timer in self._stages.items():
+            timer.watcher = functools.partial(watcher, name)
 
     def profile_table(self) -> str:
         """CPU and wall time by stage since the start, per event read: what `run --profile` prints."""

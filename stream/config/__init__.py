@@ -26,6 +26,7 @@ from stream.config.settings import (
     Settings,
     StateSettings,
     TopicSettings,
+    TraceSettings,
 )
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Settings",
     "StateSettings",
     "TopicSettings",
+    "TraceSettings",
     "load_settings",
     "mask_url",
 ]

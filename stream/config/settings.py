@@ -265,6 +265,17 @@ class QualitySettings(Section):
     )
 
 
+class TraceSettings(Section):
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/\s]+(/\S*)?$",
+        description="OTLP/HTTP address of a collector, such as http://127.0.0.1:4318/v1/traces; empty: no traces",
+    )
+    sample_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="share of turns traced though none of their events is sampled"
+    )
+
+
 class HttpSettings(Section):
     host: str = Field(
         default="127.0.0.1", description="address of /metrics, /livez, /readyz; loopback unless told otherwise"
@@ -296,6 +307,7 @@ class Settings(Section):
     scoring: ScoringSettings = ScoringSettings()
     records: RecordSettings = RecordSettings()
     quality: QualitySettings = QualitySettings()
+    traces: TraceSettings = TraceSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
 

@@ -1,16 +1,25 @@
-"""The payments domain with one more window: another spec_id, and so another state."""
+"""The payments domain with one more window of one entity: another spec_id, another layout, and so another state."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from stream.domains.payments import DOMAIN as PAYMENTS
-from stream.features.spec import Entity
+
+_WINDOWS = ("1h", "24h", "7d", "30d")
+_PLACE, _MORE = next(
+    (place, window)
+    for place, entity in enumerate(PAYMENTS.entities)
+    for window in _WINDOWS
+    if window not in entity.windows
+)
 
 DOMAIN = replace(
     PAYMENTS,
     entities=tuple(
-        Entity(entity.name, entity.field, ("1h", "24h", "7d")) if entity.name == "ip" else entity
-        for entity in PAYMENTS.entities
+        replace(entity, windows=tuple(sorted((*entity.windows, _MORE), key=_WINDOWS.index)))
+        if place == _PLACE
+        else entity
+        for place, entity in enumerate(PAYMENTS.entities)
     ),
 )

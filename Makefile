@@ -9,7 +9,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock schemas reference dashboards replay-sparkov deploy-check image-check fuzz audit clean
+.PHONY: help setup demo test check format lock schemas reference dashboards replay-sparkov deploy-check image-check fuzz audit quality clean
 
 PYTHON ?= python3
 KAFKA ?= embedded
@@ -81,6 +81,9 @@ audit: $(READY) ## ask the vulnerability databases about every pin of requiremen
 
 fuzz: $(READY) ## N hostile messages through decoding, validation, columns and a worker in memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fuzz --messages $(or $(N),1000000) --seed $(or $(SEED),1)
+
+quality: $(READY) ## the default bundle beside LightGBM on a public card history: a report, and one line of JSON
+	$(BIN)/python -m bench.quality
 
 replay-sparkov: $(READY) ## a public card history through real Kafka and Redis, checked against offline scoring
 	$(BIN)/python -m bench.replay_sparkov

@@ -46,12 +46,13 @@ def export_bundle(
     command: str,
     clock: Clock,
     review_by_ms: int | None = None,
+    more_files: Mapping[str, bytes] | None = None,
     signature_key: bytes | None = None,
 ) -> bundle.Manifest:
     """Writes the bundle of `trained` as `directory`, which must not exist, and returns its manifest.
 
     The folder appears complete and verified, or not at all. `command` is the line that made it; `review_by_ms`
-    is REVIEW_AFTER_MS from now unless given. Blocks.
+    is REVIEW_AFTER_MS from now unless given. `more_files`, such as the model card, are put beside. Blocks.
     ConfigError when the folder exists; BundleRefused when what was made does not verify.
     """
     inputs = golden_inputs(trained.samples)
@@ -61,6 +62,7 @@ def export_bundle(
         bundle.TWIN_FILE: export_twin(trained.net, inputs),
         bundle.GOLDEN_FILE: golden_file(program, inputs),
         REFERENCE_FILE: trained.reference.content(),
+        **(more_files or {}),
     }
     training = {
         "fingerprint": trained.dataset_fingerprint,
@@ -73,7 +75,7 @@ def export_bundle(
         "seed": trained.options.seed,
         "command": command,
         "options": plain_options(trained.options),
-        "versions": _versions(),
+        "versions": versions(),
     }
     fields = {
         "format_version": 1,
@@ -202,7 +204,8 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of everything that a model's figures may depend on."""
     found = {"python": platform.python_version()}
     for package in ("riskstream", "torch", "numpy", "scikit-learn"):
         try:

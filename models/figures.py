@@ -6,6 +6,7 @@ and `recall_at_100_alerts` look at the 100 best cards or events of each day.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,21 +37,24 @@ class Scored:
     account: NDArray[np.int32]
     amount: Array
     """NaN where it had no rate."""
+    review: NDArray[np.bool_]
+    """At or above the review threshold of its model, declines included."""
+    decline: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.fraud)
 
     def take(self, rows: Array) -> Scored:
         """The events at these indices or of this mask."""
-        return Scored(
-            self.probability[rows], self.fraud[rows], self.time_ms[rows], self.account[rows], self.amount[rows]
-        )
+        return Scored(*(getattr(self, name)[rows] for name in _FIELDS))
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Scored))
 
 
 def joined(parts: Sequence[Scored]) -> Scored:
     """The events of all parts."""
-    names = ("probability", "fraud", "time_ms", "account", "amount")
-    return Scored(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return Scored(*(np.concatenate([getattr(part, name) for part in parts]) for name in _FIELDS))
 
 
 class Ranking:
@@ -91,23 +95,23 @@ def _at(recall: Array, fpr: Array, rate: float) -> float:
     return float(recall[reached - 1]) if reached else 0.0
 
 
-def figures(scored: Scored, review: float, decline: float) -> dict[str, float]:
+def figures(scored: Scored) -> dict[str, float]:
     """All figures of one set of events. NaN where a figure has no meaning."""
     found = Ranking(scored.probability, scored.fraud).figures()
     found["ece"] = expected_calibration_error(scored.probability, scored.fraud)
     for count in PER_DAY:
         found[f"card_precision_{count}"] = float(np.mean(card_precision_by_day(scored, count)))
         found[f"recall_at_{count}_alerts"] = recall_at_alerts(scored, count)
-    for name, threshold in (("review", review), ("decline", decline)):
-        found |= {f"{figure}_at_{name}": value for figure, value in at_threshold(scored, threshold).items()}
+    for name, alerted in (("review", scored.review), ("decline", scored.decline)):
+        found |= {f"{figure}_at_{name}": value for figure, value in at_threshold(scored, alerted).items()}
     found["fraud_rate"] = float(np.mean(scored.fraud)) if len(scored) else float("nan")
     found["mean_probability"] = float(np.mean(scored.probability)) if len(scored) else float("nan")
     return found
 
 
-def at_threshold(scored: Scored, threshold: float) -> dict[str, float]:
+def at_threshold(scored: Scored, alerted: NDArray[np.bool_]) -> dict[str, float]:
     """Accuracy, precision, recall, F1, share of events alerted and of the fraudulent money caught."""
-    alerted, fraud = scored.probability >= threshold, scored.fraud
+    fraud = scored.fraud
     caught, alerts, frauds = int((alerted & fraud).sum()), int(alerted.sum()), int(fraud.sum())
     money = np.nan_to_num(scored.amount, nan=0.0).astype(np.float64)
     nothing = float("nan")
@@ -163,7 +167,7 @@ def _days(scored: Scored) -> list[Array]:
     return np.split(order, np.flatnonzero(np.diff(day[order])) + 1) if len(order) else []
 
 
-def intervals(scored: Scored, review: float, decline: float, seed: int = 0) -> dict[str, tuple[float, float]]:
+def intervals(scored: Scored, seed: int = 0) -> dict[str, tuple[float, float]]:
     """95 % intervals: of ranking and threshold figures by resampling whole accounts, of card precision by days.
 
     Accounts, because frauds of one account come together and are not independent. Poisson bootstrap: each
@@ -177,8 +181,8 @@ def intervals(scored: Scored, review: float, decline: float, seed: int = 0) -> d
     for _ in range(_RESAMPLES):
         weight = random.poisson(1.0, int(account.max(initial=-1)) + 1)[account].astype(np.float64)
         found = ranking.figures(weight)
-        for name, threshold in (("review", review), ("decline", decline)):
-            alerted = (scored.probability >= threshold) * weight
+        for name, above in (("review", scored.review), ("decline", scored.decline)):
+            alerted = above * weight
             for figure, part, whole in (
                 ("recall", alerted * scored.fraud, weight * scored.fraud),
                 ("precision", alerted * scored.fraud, alerted),

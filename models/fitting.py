@@ -37,8 +37,10 @@ class FitOptions:
     weight_decay: float = 1e-2
     genuine_per_fraud: int = 30
     """Genuine events drawn anew for each epoch, per fraud; the calibration undoes the change of prior."""
-    epoch_events: int = 10_000
-    """An epoch draws at least so many genuine events, if there are."""
+    epoch_events: tuple[int, int] = (10_000, 100_000)
+    """An epoch draws at least, and at most, so many genuine events, if there are."""
+    epoch_steps: int = 40
+    """An epoch of fewer batches is repeated, with other draws, until it has so many: small histories need the steps."""
     branch_weight: float = 0.3
     """Weight of each branch's own loss: it keeps both branches useful by themselves."""
     loss: Literal["bce", "focal"] = "bce"
@@ -132,8 +134,11 @@ class Fit:
         self._last_epoch = options.epochs if stop_after is None else stop_after
         fraud = tensors.is_fraud(train)
         self._frauds, self._genuine = train[fraud], train[~fraud]
-        self._drawn = min(len(self._genuine), max(options.epoch_events, options.genuine_per_fraud * len(self._frauds)))
-        self._per_epoch = math.ceil((len(self._frauds) + self._drawn) / options.batch_size)
+        wanted = int(np.clip(options.genuine_per_fraud * len(self._frauds), *options.epoch_events))
+        self._drawn = min(len(self._genuine), wanted)
+        per_draw = math.ceil((len(self._frauds) + self._drawn) / options.batch_size)
+        self._draws = max(1, math.ceil(options.epoch_steps / per_draw))
+        self._per_epoch = self._draws * per_draw
         self._optimizer = torch.optim.AdamW(
             net.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
@@ -168,14 +173,15 @@ class Fit:
         """One pass; the mean loss. Seeded by its number, so that a resumed fit draws what it would have drawn."""
         random = np.random.default_rng((*self._seed, epoch))
         torch.manual_seed(int(random.integers(2**62)))
-        drawn = random.choice(self._genuine, self._drawn, replace=False)
-        index = random.permutation(np.concatenate([self._frauds, drawn]))
-        losses = []
+        losses: list[Tensor] = []
         self._net.train()
-        for done, part in enumerate(batches(index, self._options.batch_size)):
-            losses.append(self._step(part, (epoch - 1) * self._per_epoch + done))
-            if done % 8 == 0:
-                self._tell(epoch - 1, done, figures)
+        for _ in range(self._draws):
+            drawn = random.choice(self._genuine, self._drawn, replace=False)
+            index = random.permutation(np.concatenate([self._frauds, drawn]))
+            for part in batches(index, self._options.batch_size):
+                losses.append(self._step(part, (epoch - 1) * self._per_epoch + len(losses)))
+                if len(losses) % 8 == 0:
+                    self._tell(epoch - 1, len(losses), figures)
         return float(torch.stack(losses).mean())
 
     def _step(self, index: Index, number: int) -> Tensor:

@@ -8,7 +8,6 @@ A fold's model is trained at the start of its test period, on what was known the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,7 +66,6 @@ class FoldResult:
     index: Index
     """Of the test events, in the training set."""
     scored: Scored
-    thresholds: Thresholds
 
 
 def plan(dataset: TrainingSet, options: FoldOptions, label_delay_ms: int) -> list[Fold]:
@@ -106,14 +104,16 @@ def compromised(dataset: TrainingSet) -> NDArray[np.bool_]:
     return earliest[dataset.account] <= day_start
 
 
-def scored(dataset: TrainingSet, index: Index, probability: NDArray[np.float64]) -> Scored:
-    """These events with these probabilities."""
+def scored(dataset: TrainingSet, index: Index, probability: NDArray[np.float64], thresholds: Thresholds) -> Scored:
+    """These events with these probabilities (N,), and what the thresholds make of them."""
     return Scored(
         probability=probability,
         fraud=dataset.label[index] == FRAUD,
         time_ms=dataset.time_ms[index],
         account=dataset.account[index],
         amount=dataset.amount[index],
+        review=probability >= thresholds.review,
+        decline=probability >= thresholds.decline,
     )
 
 
@@ -142,23 +142,15 @@ def run(
             raise ConfigError(f"fold {number} has no labelled event to test on: give a longer --test")
         told = _within(listener, f"fold {number} of {len(folds)}")
         trained = train(dataset, own, told)
-        results[NET].append(_result(dataset, fold, index, probabilities(trained, dataset, index), trained.thresholds))
+        own_scores = scored(dataset, index, probabilities(trained, dataset, index), trained.thresholds)
+        results[NET].append(FoldResult(fold, index, own_scores))
         for name in options.baselines:
             told(Progress(name, 0, 1))
-            probability, thresholds = _baseline(dataset, own, name, index)
-            results[name].append(_result(dataset, fold, index, probability, thresholds))
+            results[name].append(FoldResult(fold, index, _baseline(dataset, own, name, index)))
     return results
 
 
-def _result(
-    dataset: TrainingSet, fold: Fold, index: Index, probability: NDArray[np.float64], thresholds: Thresholds
-) -> FoldResult:
-    return FoldResult(fold, index, scored(dataset, index, probability), thresholds)
-
-
-def _baseline(
-    dataset: TrainingSet, options: TrainOptions, name: str, index: Index
-) -> tuple[NDArray[np.float64], Thresholds]:
+def _baseline(dataset: TrainingSet, options: TrainOptions, name: str, index: Index) -> Scored:
     delay_ms = options.label_delay_ms
     parts = split(dataset, options.until_ms, delay_ms, options.validation_share, from_ms=options.from_ms)
     known = np.flatnonzero(known_by(dataset, options.until_ms, delay_ms) & (dataset.time_ms >= options.from_ms))
@@ -167,7 +159,7 @@ def _baseline(
     thresholds = choose_thresholds(
         model(data.features(parts.validation)), data.fraud(parts.validation), options.alert_rate
     )
-    return model(data.features(index)), thresholds
+    return scored(dataset, index, model(data.features(index)), thresholds)
 
 
 def _within(listener: ProgressListener, place: str) -> ProgressListener:
@@ -175,8 +167,3 @@ def _within(listener: ProgressListener, place: str) -> ProgressListener:
         listener(replace(progress, stage=f"{place}: {progress.stage}"))
 
     return tell
-
-
-def merged(results: Sequence[FoldResult]) -> tuple[Index, list[Scored]]:
-    """The test events of all folds, and what was said of them by fold."""
-    return np.concatenate([result.index for result in results]), [result.scored for result in results]

@@ -5,7 +5,7 @@
     model.pt2       the same model as a torch.export program; hashed here, never loaded by a worker
     golden.npz      inputs and the outputs that the model must reproduce from them (no pickle)
     reference.json  how scores and features were spread when it was made (optional): see reference.py
-    card.md, card.json  the model card (optional)
+    card.json, report.html  the model card (optional)
 
 The manifest carries its own digest and must be byte for byte in canonical form, so one changed byte in
 any file is found. Digests find damage; only the signature (HMAC-SHA256, when a key is configured) proves

@@ -104,6 +104,7 @@ def lightgbm(data: Data, seed: int, threads: int) -> Model:
         "seed": seed,
         "num_threads": threads,
         "deterministic": True,
+        "feature_pre_filter": False,
     }
     tried = []
     for settings in (

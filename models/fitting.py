@@ -219,8 +219,8 @@ class Fit:
         found.restore_optimizer(self._optimizer)
         facts = found.facts
         self._schedule.last_epoch = facts["steps"]
-        for group, rate in zip(self._optimizer.param_groups, self._schedule.get_lr(), strict=True):
-            group["lr"] = rate
+        for group, (rate, momenta) in zip(self._optimizer.param_groups, facts["rates"], strict=True):
+            group["lr"], group["betas"] = rate, tuple(momenta)
         next_epoch = self._last_epoch + 1 if facts["over"] else facts["epoch"] + 1
         return facts["best"], facts["best_epoch"], found.weights("best"), next_epoch, facts["figures"]
 
@@ -234,6 +234,7 @@ class Fit:
             "figures": figures,
             "over": over,
             "steps": self._schedule.last_epoch,
+            "rates": [(group["lr"], group["betas"]) for group in self._optimizer.param_groups],
         }
         states = {"net": self._net.state_dict(), "average": self._average.state_dict(), "best": weights}
         self._checkpoint.save(states, self._optimizer, facts)

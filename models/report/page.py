@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from models.report.plots import bars, plots
@@ -41,7 +41,7 @@ def render(document: Mapping[str, Any]) -> str:
     """The page of a report's document (see `docs/evaluation.md`)."""
     environment = Environment(
         loader=PackageLoader("models.report", "."),
-        autoescape=select_autoescape(),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

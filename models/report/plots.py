@@ -90,5 +90,5 @@ def _svg(draw: Callable[[Axes], None], height: float = 3.4) -> str:
         buffer = io.StringIO()
         # No date: the same figures give the same page.
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return re.sub(r"^.*?(?=<svg)", "", text, count=1, flags=re.DOTALL)
+    without_prologue = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), count=1, flags=re.DOTALL)
+    return re.sub(r"<metadata>.*?</metadata>", "", without_prologue, flags=re.DOTALL)

@@ -58,14 +58,14 @@ COMMANDS = [
 
 
 def imported(*words: str) -> set[str]:
-    """What a command imports, in a process of its own: top-level packages, and models.cli."""
+    """What a command imports, in a process of its own: top-level packages, and models.cli.train."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "stream.cli", *words], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-500:]
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     names = {line.rpartition("|")[2].strip() for line in lines}
-    return {name.partition(".")[0] for name in names} - {"models"} | names & {"models.cli"}
+    return {name.partition(".")[0] for name in names} - {"models"} | names & {"models.cli.train"}
 
 
 # --- help and imports
@@ -96,13 +96,13 @@ def test_a_group_or_nothing_at_all_shows_help(shell: Shell) -> None:
 
 def test_root_help_imports_no_command_and_no_library() -> None:
     packages = imported("--help")
-    assert not packages & {"torch", "numpy", "kafka", "redis", "pydantic", "pyarrow", "rich", "structlog", "models.cli"}
+    assert not packages & {"torch", "numpy", "kafka", "redis", "pydantic", "pyarrow", "rich", "structlog", "models.cli.train"}
 
 
 @pytest.mark.parametrize("words", [["config"], ["version"], ["stack", "status", "--help"], ["run", "--help"]], ids=str)
 def test_what_neither_scores_nor_trains_does_not_import_what_it_does_not_need(words: list[str]) -> None:
     packages = imported(*words)
-    assert not packages & {"torch", "numpy", "pyarrow", "kafka", "redis", "rich", "structlog", "models.cli"}
+    assert not packages & {"torch", "numpy", "pyarrow", "kafka", "redis", "rich", "structlog", "models.cli.train"}
 
 
 @pytest.mark.parametrize("module", ["audit", "alerts", "topics", "doctor", "state", "replay", "simulate", "bundle"])

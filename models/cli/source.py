@@ -106,9 +106,15 @@ class Source:
 
         if self.simulated is None:
             raise ConfigError("give a FILE with --mapping M, or --simulated EVENTS")
-        start_ms = DEFAULT_START_MS if self.start is None else moment(self.start, "--start")
-        simulation = Simulation(
-            accounts=self.accounts, seed=self.seed, fraud_rate=self.fraud_rate, start_ms=start_ms
+        simulation = (
+            Simulation(accounts=self.accounts, seed=self.seed, fraud_rate=self.fraud_rate)
+            if self.start is None
+            else Simulation(
+                accounts=self.accounts,
+                seed=self.seed,
+                fraud_rate=self.fraud_rate,
+                start_ms=moment(self.start, "--start"),
+            )
         )
         batch = simulation.generate(self.simulated)
         delay_ms = LABEL_MATURITY_DAYS * DAY_MS if self.label_delay is None else window_ms(self.label_delay)

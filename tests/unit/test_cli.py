@@ -96,7 +96,17 @@ def test_a_group_or_nothing_at_all_shows_help(shell: Shell) -> None:
 
 def test_root_help_imports_no_command_and_no_library() -> None:
     packages = imported("--help")
-    assert not packages & {"torch", "numpy", "kafka", "redis", "pydantic", "pyarrow", "rich", "structlog", "models.cli.train"}
+    assert not packages & {
+        "torch",
+        "numpy",
+        "kafka",
+        "redis",
+        "pydantic",
+        "pyarrow",
+        "rich",
+        "structlog",
+        "models.cli.train",
+    }
 
 
 @pytest.mark.parametrize("words", [["config"], ["version"], ["stack", "status", "--help"], ["run", "--help"]], ids=str)

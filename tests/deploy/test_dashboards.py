@@ -26,6 +26,7 @@ from tests.deploy.dashboards import (
     panels,
     resolved,
     rule_queries,
+    unread,
     variable_queries,
 )
 
@@ -138,13 +139,21 @@ def test_queries_name_metrics_that_the_code_declares() -> None:
     assert unknown == {}
 
 
+def test_every_declared_metric_has_a_reader() -> None:
+    assert unread({fact.name for fact in metric_facts()}) == set()
+
+
+def test_a_metric_without_a_reader_is_found() -> None:
+    assert unread({"riskstream_luck_total", "riskstream_events_total", "process_open_fds"}) == {"riskstream_luck_total"}
+
+
 def test_names_and_variables_are_found() -> None:
     text = (
         'sum (rate(riskstream_score_bucket{job="riskstream"}[5m])) / riskstream:alerts:ratio1h + up{a="riskstream_x"}'
     )
     assert metrics_in(text) == {"riskstream_score_bucket", "riskstream:alerts:ratio1h", "up"}
     assert family("riskstream_score_bucket") == "riskstream_score"
-    assert resolved('x{i=~"$worker"}[$__rate_interval] ${model}', VALUES) == 'x{i=~".*"}[1m] .*'
+    assert resolved('x{i=~"$worker"}[$__rate_interval] ${model}', VALUES) == 'x{i=~".*"}[5m] .*'
     with pytest.raises(KeyError):
         resolved("$nobody", VALUES)
 

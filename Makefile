@@ -9,7 +9,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock schemas reference dashboards replay-sparkov deploy-check image-check fuzz audit quality clean
+.PHONY: help setup demo test check format lock schemas reference dashboards replay-sparkov deploy-check image-check fuzz audit quality bench bench-check tuning profile clean
 
 PYTHON ?= python3
 KAFKA ?= embedded
@@ -94,6 +94,18 @@ deploy-check: $(READY) ## docker-compose.yml, the Dockerfile's locks and the Hel
 
 image-check: $(READY) ## build the image with buildah and run it; root on Debian, about 15 minutes and 25 GB
 	deploy/image_check.sh
+
+bench: $(READY) ## every benchmark, under 20 minutes on a quiet machine; one alone: CASE=latency
+	$(BIN)/python -m bench $(CASE) $(if $(QUICK),--quick)
+
+bench-check: $(READY) ## ratios of the quick cases beside the committed ones; UPDATE=1 writes them anew
+	$(BIN)/python -m bench.check $(if $(UPDATE),--update)
+
+tuning: $(READY) ## the tables of docs/tuning.md, one setting at a time
+	$(BIN)/python -m bench.tuning $(SWEEP)
+
+profile: $(READY) ## a flame graph of the engine under load: profile.svg; CLIENT=confluent for the fast client
+	$(BIN)/python -m bench.profile --client $(or $(CLIENT),kafka-python) --out profile.svg
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist

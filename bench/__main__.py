@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.cases import accounts, engine, latency, model, offline, restore, rivals, state, train, workers
+from bench.cases import accounts, engine, inside, latency, model, offline, restore, rivals, state, train, workers
 from bench.job import Job
 from stream import __version__
 from stream.stack.kafka import KAFKA_VERSION
@@ -26,6 +26,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "model": model.run,
     "offline": offline.run,
+    "inside": inside.run,
     "engine-fast": engine.run_fast,
     "engine": engine.run,
     "quix": rivals.run_quix,

@@ -11,7 +11,7 @@ from stream.config import Settings
 from stream.engine.worker import Worker
 from stream.history.batch import HistoryBatch
 from stream.kafka.memory import MemoryBroker, MemoryKafka
-from stream.metrics import Metrics
+from stream.metrics import STAGES, Metrics
 from stream.scoring.loading import load_scorer
 from stream.stack import RedisServer
 from stream.state.redis import RedisStore
@@ -53,3 +53,8 @@ class InsideEngine:
                 break
             self.worker.run_once()
         self.worker.flush_all()
+
+    def stages(self) -> dict[str, float]:
+        """CPU seconds so far, by stage."""
+        value = self.metrics.registry.get_sample_value
+        return {name: value("riskstream_stage_cpu_seconds_total", {"stage": name}) or 0.0 for name in STAGES}

@@ -29,7 +29,7 @@ def ratios(cases: Cases) -> dict[str, float]:
 
     `*_to_model`: events per CPU second by those of the bare model, which is measured around each case.
     """
-    found: dict[str, float | None] = {"offline_to_model": _to_model(cases.get("offline"))}
+    found: dict[str, float | None] = {f"{name}_to_model": _to_model(cases.get(name)) for name in ("offline", "inside")}
     for name, case in ENGINES.items():
         found[f"{name}_to_model"] = _to_model(cases.get(case))
     for rival in ("quix", "tutorial"):

@@ -29,23 +29,26 @@ def run(job: Job, *, quick: bool) -> dict[str, Any]:
     return {"rates": found}
 
 
-def of_rate(job: Job, rate: int, seconds: float, client: str, **settings: object) -> dict[str, Any]:
+def of_rate(
+    job: Job, rate: int, seconds: float, client: str, *, partitions: int = PARTITIONS, **settings: object
+) -> dict[str, Any]:
     """Latency in milliseconds at one rate, after a burn-in of the whole chain at that rate."""
     burn_in = min(_BURN_IN_S, seconds / 3)
-    with deployed(job, f"latency-{rate}-{client}", kafka__client=client, **settings) as deployment:
+    name = f"latency-{rate}-{client}"
+    with deployed(job, name, partitions=partitions, kafka__client=client, **settings) as deployment:
         file = deployment.folder / "messages"
         count = int(rate * (seconds + burn_in))
         file.write_bytes(b"\n".join(key + b"\t" + value for key, value in job.messages(count)))
         with deployment.worker() as worker:
             wait_ready(worker)
-            return _measured(deployment, worker, rate, seconds, burn_in)
+            return _measured(deployment, worker, partitions, rate, seconds, burn_in)
 
 
 def _measured(
-    deployment: Deployment, worker: WorkerProcess, rate: int, seconds: float, burn_in: float
+    deployment: Deployment, worker: WorkerProcess, partitions: int, rate: int, seconds: float, burn_in: float
 ) -> dict[str, Any]:
     out, bootstrap = deployment.folder / "latency.npy", deployment.kafka.bootstrap
-    watching = python("bench.helpers.watch", bootstrap, PARTITIONS, out)
+    watching = python("bench.helpers.watch", bootstrap, partitions, out)
     loading = python("bench.helpers.load", bootstrap, deployment.folder / "messages", rate, seconds + burn_in)
     with Child(watching, {}, deployment.folder / "watch.log") as watch:
         time.sleep(1.5)

@@ -42,6 +42,7 @@ COMMANDS = (
     "state",
     "rights",
     "doctor",
+    "size",
     "config",
     "version",
 )

@@ -59,8 +59,10 @@ class Judged:
         return np.flatnonzero(self.decided.decision != _APPROVE)
 
     def flag_names(self) -> list[list[str]]:
-        """The flags of each event by name: (A,)."""
-        return [_names(flags) for flags in self.flags.tolist()]
+        """The flags of each event by name: (A,). Events with the same flags share one list."""
+        flags = self.flags.tolist()
+        names = {bits: _names(bits) for bits in set(flags)}
+        return [names[bits] for bits in flags]
 
 
 @dataclass(frozen=True, slots=True)

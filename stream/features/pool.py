@@ -75,6 +75,7 @@ class RowPool:
 
     def add(self, partition: int, identities: Sequence[str]) -> Slots:
         """New empty rows (n,) for distinct identities that are not in memory. ArenaFullError if no room."""
+        used_before = self._fresh
         slots = self._take(len(identities))
         index = self._index.setdefault(partition, {})
         for slot, identity in zip(slots.tolist(), identities, strict=True):
@@ -84,10 +85,16 @@ class RowPool:
         self._partition[slots] = partition
         self._used_at[slots] = self._turn
         self.dirty[slots] = False
-        self.clear_fields(slots)
+        self.clear_fields(slots[slots < used_before])
+        # What was never used is all zeros, in pages that need not be touched for it.
+        fresh = slots[slots >= used_before]
+        for field in self.fields:
+            if field.empty != 0:
+                self._arrays[field.name][fresh] = field.empty
         return slots
 
     def clear_fields(self, slots: Slots) -> None:
+        """Makes the rows empty again."""
         for field in self.fields:
             self._arrays[field.name][slots] = field.empty
 

@@ -29,6 +29,7 @@ class KeyNames:
         key = secret if len(secret) <= _LONGEST_KEY else hashlib.blake2b(secret).digest()
         self._empty = hashlib.blake2b(digest_size=_HASH_BYTES, key=key)
         self._row_stems: dict[tuple[int, str], tuple[bytes, hashlib.blake2b]] = {}
+        self._copy_stems: dict[str, tuple[bytes, hashlib.blake2b]] = {}
 
     def row(self, partition: int, kind: str, identity: str) -> bytes:
         """The name of a row: `kind` is readable, the identity is a keyed hash."""
@@ -46,10 +47,15 @@ class KeyNames:
 
     def copies(self, kind: str, identity: str) -> bytes:
         """The name of an entity's hash of copies."""
-        hasher = self._hash_of_kind(kind)
+        cached = self._copy_stems.get(kind)
+        if cached is None:
+            stem = b"}:copy:" + quote(kind, safe="").encode() + b":"
+            cached = self._copy_stems[kind] = (stem, self._hash_of_kind(kind))
+        stem, hasher = cached
+        hasher = hasher.copy()
         hasher.update(identity.encode("utf-8", "surrogatepass"))
         digest = hasher.hexdigest().encode()
-        return b"%b%b}:copy:%b:%b" % (self.copies_prefix, digest[:1], quote(kind, safe="").encode(), digest)
+        return b"".join((self.copies_prefix, digest[:1], stem, digest))
 
     def tag(self, partition: int) -> bytes:
         """The hash tag of a partition, with its braces: all its names begin with it."""

@@ -7,6 +7,7 @@ checkpoint that is there already is a success. So a lost answer is cured by the 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, unquote
@@ -239,13 +240,16 @@ def _call(script: Script, keys: Sequence[bytes], *arguments: Any) -> Command:
 def _chunks(rows: Iterable[tuple[bytes, bytes]]) -> Iterable[list[tuple[bytes, bytes]]]:
     """Rows of one hash tag each, small enough that the server is never busy for long with one script."""
     open_chunks: dict[bytes, list[tuple[bytes, bytes]]] = {}
-    sizes: dict[bytes, int] = {}
-    for key, row in rows:
+    sizes: dict[bytes, int] = defaultdict(int)
+    for pair in rows:
+        key, row = pair
         require_header(row)
-        tag = KeyNames.tag_of(key)
-        chunk = open_chunks.setdefault(tag, [])
-        chunk.append((key, row))
-        sizes[tag] = sizes.get(tag, 0) + len(row)
+        tag = key[: key.index(b"}") + 1]
+        chunk = open_chunks.get(tag)
+        if chunk is None:
+            chunk = open_chunks[tag] = []
+        chunk.append(pair)
+        sizes[tag] += len(row)
         if len(chunk) >= _CHUNK_ROWS or sizes[tag] >= _CHUNK_BYTES:
             yield open_chunks.pop(tag)
             sizes[tag] = 0

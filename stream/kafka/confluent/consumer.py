@@ -129,7 +129,8 @@ class _Positions:
             else:
                 taken[tp] = [record]
         for tp, records in taken.items():
-            self._positions[tp] = records[-1].offset + 1
+            # An end of the partition behind them may have told of more: control records have offsets, too.
+            self._positions[tp] = max(self._positions.get(tp, 0), records[-1].offset + 1)
         return taken, problem
 
     def _noted(self, message: Any) -> Exception | None:

@@ -9,7 +9,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -53,38 +53,46 @@ def main() -> int:
     if unknown:
         parser.error(f"no case {unknown[0]!r}; there are: {', '.join(CASES)}")
     chosen = options.cases or list(CASES)
-    document = measure(chosen, quick=options.quick)
-    path: Path = options.out or RESULTS / f"{document['date'][:19].replace(':', '')}.json"
+    path: Path = options.out or RESULTS / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    document: dict[str, Any] = {}
+    # After each case, so that a run that is cut short leaves what it has.
+    for document in documents(chosen, quick=options.quick):
+        path.write_text(json.dumps(document, indent=1) + "\n")
     report.print_tables(document, colour=sys.stdout.isatty())
     print(f"\nwritten to {path}")
     print(json.dumps({name: value for name, value in document.items() if name != "versions"}))
     return 0
 
 
-def measure(names: list[str], *, quick: bool) -> dict[str, Any]:
-    """Runs the cases one after the other, on servers of their own."""
-    with tempfile.TemporaryDirectory(prefix="riskstream-bench-") as folder:
-        job = Job(Path(folder))
-        _ = job.model
-        cases: dict[str, Any] = {}
-        for name, case in CASES.items():
-            if name in names:
-                started = time.monotonic()
-                print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
-                cases[name] = case(job, quick=quick)
-                print(f"{time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+def measure(names: Sequence[str], *, quick: bool) -> dict[str, Any]:
+    """Runs the cases and returns the whole document."""
+    *_, last = documents(names, quick=quick)
+    return last
+
+
+def documents(names: Sequence[str], *, quick: bool) -> Iterator[dict[str, Any]]:
+    """Runs the cases one after the other, on servers of their own; the document so far after each."""
     document: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": quick,
         "versions": _versions(),
         "machine": _machine(),
-        "cases": cases,
+        "cases": {},
     }
-    document["ratios"] = report.ratios(cases)
-    document["latency_ms"] = report.latencies(cases)
-    return document
+    with tempfile.TemporaryDirectory(prefix="riskstream-bench-") as folder:
+        job = Job(Path(folder))
+        _ = job.model
+        for name, case in CASES.items():
+            if name not in names:
+                continue
+            started = time.monotonic()
+            print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
+            document["cases"][name] = case(job, quick=quick)
+            print(f"{time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            document["ratios"] = report.ratios(document["cases"])
+            document["latency_ms"] = report.latencies(document["cases"])
+            yield document
 
 
 def _versions() -> dict[str, str]:

@@ -7,10 +7,11 @@ from prometheus_client import CollectorRegistry
 from bench.job import PARTITIONS, Job
 from stream import app
 from stream.clock import SystemClock
-from stream.config import Settings
+from stream.config import LogSettings, Settings
 from stream.engine.worker import Worker
 from stream.history.batch import HistoryBatch
 from stream.kafka.memory import MemoryBroker, MemoryKafka
+from stream.logs import configure_logs
 from stream.metrics import STAGES, Metrics
 from stream.scoring.loading import load_scorer
 from stream.stack import RedisServer
@@ -23,6 +24,7 @@ class InsideEngine:
     """One worker whose loop is turned by the caller."""
 
     def __init__(self, job: Job, redis: RedisServer, **settings: object) -> None:
+        configure_logs(LogSettings(level="warning"))
         self.settings: Settings = job.settings(**{"redis__url": redis.url, "kafka__group": "bench", **settings})
         self.client = MemoryKafka(MemoryBroker(), self.settings.kafka)
         admin, topics = self.client.admin(), self.settings.topics

@@ -14,7 +14,7 @@ from bench.job import PARTITIONS, Job
 from bench.processes import Child, Deployment, WorkerProcess, between, deployed, python, wait_ready
 
 RATES = (500, 1_000, 2_000, 4_000)
-_SECONDS, _BURN_IN_S = 120.0, 15.0
+_SECONDS, _BURN_IN_S = 120.0, 10.0
 _FAST_RATE = 2_000
 _PERCENTILES = {"p50": 50, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
 
@@ -25,7 +25,7 @@ def run(job: Job, *, quick: bool) -> dict[str, Any]:
     seconds = 20.0 if quick else _SECONDS
     found = {str(rate): of_rate(job, rate, seconds, "kafka-python") for rate in rates}
     if not quick:
-        found[f"{_FAST_RATE} confluent"] = of_rate(job, _FAST_RATE, seconds / 2, "confluent")
+        found[f"{_FAST_RATE} confluent"] = of_rate(job, _FAST_RATE, seconds / 3, "confluent")
     return {"rates": found}
 
 

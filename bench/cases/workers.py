@@ -10,7 +10,7 @@ from typing import Any
 from bench.job import Job, riskstream
 from bench.processes import between, deployed
 
-_EVENTS, _QUICK_EVENTS = 160_000, 40_000
+_EVENTS, _QUICK_EVENTS = 120_000, 40_000
 _BURN_IN = 0.4
 
 

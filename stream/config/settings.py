@@ -167,7 +167,7 @@ class StateSettings(Section):
         default=65_536, ge=64, description="entities of each kind kept in memory, about 2 KB each when used"
     )
     flush_interval_ms: int = Field(
-        default=500, ge=10, description="how long rows wait for Redis: longer is cheaper, shorter restores sooner"
+        default=100, ge=10, description="how long rows wait for Redis: longer is cheaper, shorter restores sooner"
     )
     entity_refresh_ms: int = Field(
         default=1_000, ge=10, description="age at which other partitions' entity values are read again"

@@ -183,7 +183,8 @@ class Deployment:
                 return moment
             if time.monotonic() > deadline:
                 raise SystemExit(f"the worker stands at {moment.events:,.0f} of {events:,.0f} events")
-            time.sleep(0.2)
+            # Each look costs the worker some milliseconds.
+            time.sleep(0.5)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 _MIB = 2**20
 _GIB = 2**30
+_ROWS = 4_096
+_KINDS = 4
+"""Kinds of entities in the payments domain: merchant, terminal, device, address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +28,17 @@ class Assumptions:
     """CPU microseconds of Redis per event: the flushes of one account row and three entity rows."""
     utilisation: float = 0.6
     """Share of a core that may be busy in the long run: the rest is for peaks, restores and latency."""
-    account_bytes: float = 1_700.0
+    account_bytes: float = 2_000.0
     """Bytes in Redis of one account, key and overhead included."""
     entities_per_account: float = 3.0
     """Entity rows (merchants, terminals, devices, addresses; one per partition that sees them) per account."""
-    entity_bytes: float = 1_900.0
+    entity_bytes: float = 1_100.0
     """Bytes in Redis of one entity row and its copy for the other partitions."""
     active_share: float = 0.3
     """Share of the accounts that come again often enough to be worth a place in memory."""
-    arena_account_bytes: float = 5_500.0
+    arena_account_bytes: float = 6_700.0
     """Bytes of an account in a worker's memory."""
-    arena_entity_bytes: float = 2_200.0
+    arena_entity_bytes: float = 1_800.0
     """Bytes of an entity in a worker's memory."""
     worker_base_bytes: float = 700.0 * _MIB
     """A worker without rows: Python, torch, the model, buffers."""
@@ -71,9 +74,9 @@ def size(rate: float, accounts: int, assumed: Assumptions) -> Size:
     worker_cores = rate * assumed.worker_us / 1e6 / assumed.utilisation
     workers = max(1, math.ceil(worker_cores))
     partitions = _partitions(rate, workers, assumed)
-    arena_accounts = _power_of_two(accounts * assumed.active_share / workers)
-    arena_entities = _power_of_two(arena_accounts * assumed.entities_per_account / 4)
-    rows = arena_accounts * assumed.arena_account_bytes + 4 * arena_entities * assumed.arena_entity_bytes
+    arena_accounts = _rounded(accounts * assumed.active_share / workers)
+    arena_entities = _rounded(arena_accounts * assumed.entities_per_account / _KINDS)
+    rows = arena_accounts * assumed.arena_account_bytes + _KINDS * arena_entities * assumed.arena_entity_bytes
     redis_cores = rate * assumed.redis_us / 1e6 / assumed.utilisation
     redis_bytes = accounts * (assumed.account_bytes + assumed.entities_per_account * assumed.entity_bytes)
     return Size(
@@ -97,8 +100,8 @@ def _partitions(rate: float, workers: int, assumed: Assumptions) -> int:
     return math.ceil(least / workers) * workers
 
 
-def _power_of_two(least: float) -> int:
-    return max(2_048, 1 << math.ceil(math.log2(max(1.0, least))))
+def _rounded(least: float) -> int:
+    return max(1, math.ceil(least / _ROWS)) * _ROWS
 
 
 def _warnings(redis_cores: float, redis_bytes: float, workers: int) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ class KafkaSettings(Section):
         default=15_000, ge=1_000, le=900_000, description="longest a transaction may stay open"
     )
     retry_backoff_ms: int = Field(
-        default=5,
+        default=2,
         ge=1,
         description="wait before a retry; kafka-python's own default of 100 costs 100 ms per transaction",
     )

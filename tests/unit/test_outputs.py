@@ -336,3 +336,9 @@ def test_the_age_of_the_other_partitions_values_is_told_where_they_took_part(tra
     ]
     scores, _, _ = bench.records(items)
     assert [score["entity_view_age_ms"] for score in scores] == [1_234, None]
+
+
+def test_integers_beyond_64_bits_pass_through_as_they_are() -> None:
+    record = {"passthrough": {"serial": 2**70}, "score": float("nan")}
+    assert json.loads(encode([record])[0]) == {"passthrough": {"serial": 2**70}, "score": None}
+    assert json.loads(encode([{"score": float("inf")}])[0]) == {"score": None}

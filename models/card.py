@@ -11,6 +11,7 @@ from models.dataset import FRAUD, TrainingSet
 from models.export import versions
 from models.leaks import suspicious_columns
 from models.prequential import Fold, FoldResult, scored
+from models.pruning import Pruning
 from models.report.document import data_document, model_document, moment, segment_documents
 from models.report.page import render
 from models.report.warnings import warnings_of
@@ -71,6 +72,7 @@ def card(trained: TrainedModel, dataset: TrainingSet, *, label: str, command: st
                 "features": f"{len(trained.step_columns)} step columns, {len(trained.aggregate_columns)} aggregates, "
                 f"spec {data['spec_id']}",
             },
+            **({} if trained.pruning is None else {"Pruning": _pruning(trained.pruning)}),
             "How it was made": {
                 "command": command,
                 "versions": ", ".join(f"{name} {found}" for name, found in versions().items()),
@@ -100,6 +102,16 @@ def limits(trained: TrainedModel, dataset: TrainingSet) -> list[str]:
     if np.isnan(dataset.amount).any():
         found.append(f"{float(np.isnan(dataset.amount).mean()):.2%} of the amounts had no exchange rate.")
     return found
+
+
+def _pruning(pruning: Pruning) -> dict[str, str]:
+    (quality, pruned), (cost, less) = pruning.average_precision, pruning.us_per_event
+    return {
+        "hidden units": f"{pruning.hidden[0]} to {pruning.hidden[1]} in each branch, "
+        f"{pruning.width[0]} to {pruning.width[1]} in the first layer over the aggregates",
+        "average precision": f"{quality:.4f} to {pruned:.4f} on the validation events",
+        "cost": f"{cost:.1f} to {less:.1f} microseconds per event in batches of 256, one net, measured while training",
+    }
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:

@@ -96,7 +96,8 @@ class Checkpoints:
 
     def stage(self, name: str) -> Checkpoint:
         """Of one stage, such as one member of an ensemble."""
-        return Checkpoint(None if self.folder is None else self.folder / f"{name}.npz", self.key)
+        file = f"{name.replace(' ', '-')}.npz"
+        return Checkpoint(None if self.folder is None else self.folder / file, self.key)
 
     def clear(self) -> None:
         """Removes the folder: the training is done."""

@@ -13,8 +13,8 @@ from stream.history.batch import HistoryBatch
 from stream.metrics import Metrics
 from stream.offline import HistoryReplay
 
-SEGMENTS = ("channel", "country")
-"""Fields that reports are split by, where the domain's events have them."""
+SEGMENTS = ("channel", "country", "scenario")
+"""Fields and attributes that reports are split by, where the history has them."""
 
 
 def training_set(

@@ -26,6 +26,7 @@ from models.fitting import Fit, FitOptions, Fitted, Index, Progress, ProgressLis
 from models.importance import Importance, permutation_importance
 from models.nets.risknet import NetOptions, RiskNet
 from models.nets.scoring import ANOMALY, ScoringNet
+from models.pruning import Pruning, fine_tuning, smaller, us_per_event
 from models.reference import reference
 from models.splits import Split, known_by, split
 from models.statistics import Values, column_statistics, references
@@ -65,6 +66,8 @@ class TrainOptions:
     """Train once more on all that is known, validation included."""
     anomaly: bool = False
     """Add the component `anomaly`: the reconstruction error of an autoencoder, trained without labels."""
+    prune: float = 0.0
+    """Share of the hidden units that is taken out of the trained nets, which are then trained on for a while."""
     pretrain_epochs: int = 0
     """Epochs of rebuilding masked columns, over all events, labelled or not, before the labels teach."""
     net: NetOptions = field(default_factory=NetOptions)
@@ -74,6 +77,8 @@ class TrainOptions:
         for name, value in (("alert_rate", self.alert_rate), ("validation_share", self.validation_share)):
             if not 0.0 < value < 1.0:
                 raise ConfigError(f"{name} must be between 0 and 1, not {value}")
+        if not 0.0 <= self.prune < 1.0:
+            raise ConfigError(f"prune must be from 0 to below 1, not {self.prune}")
         for name, number in (("label_delay_ms", self.label_delay_ms), ("pretrain_epochs", self.pretrain_epochs)):
             if number < 0:
                 raise ConfigError(f"{name} must not be negative, not {number}")
@@ -113,6 +118,8 @@ class TrainedModel:
     validation: Validation
     importance: Importance
     reference: Reference
+    pruning: Pruning | None
+    """What pruning cost and brought the first member; None without it."""
     samples: tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
     """steps, lengths, aggregates of some validation events: golden inputs."""
 
@@ -168,20 +175,21 @@ class _Training:
 
     def run(self) -> TrainedModel:
         dataset, parts, options = self._dataset, self._parts, self._options
-        judged, exported, fits = self._members()
+        judged, exported = self._members()
         anomaly = None
         if options.anomaly:
             net = self._net(parts.train, 0)
             anomaly = fit_autoencoder(
                 *net.statistics, self._tensors, self._unlabelled(parts.validation_from_ms), (options.seed, 2)
             )
-        judge = ScoringNet(judged, judged[0].heads, anomaly)
-        scoring = ScoringNet(exported, judged[0].heads, anomaly)
+        heads = judged[0].net.heads
+        judge = ScoringNet([member.net for member in judged], heads, anomaly)
+        scoring = ScoringNet([member.net for member in exported], heads, anomaly)
         self._listener(Progress("calibrate", 0, 1))
         judge.to(self._tensors.steps.device)
         log_odds = predict(_Raw(judge), self._tensors, parts.validation).astype(np.float64)
         label = (dataset.label[parts.validation] == FRAUD).astype(np.int64)
-        calibration = self._calibrate(judge, scoring, log_odds, label, fits)
+        calibration = self._calibrate(judge, scoring, log_odds, label, (judged, exported))
         probability = _probability(log_odds, judge)
         thresholds = choose_thresholds(probability[:, 0], label, options.alert_rate)
         importance = self._importance(judge, label)
@@ -200,7 +208,7 @@ class _Training:
             bands=score_bands(probability[:, 0], thresholds),
             step_references=references(self._steps[genuine], self._columns),
             aggregate_references=references(self._aggregates[genuine], self._aggregate_columns),
-            metrics=_metrics(probability, label, judge.heads, thresholds, fits),
+            metrics=_metrics(probability, label, judge.heads, thresholds, judged),
             train_events=len(self._known if options.refit else parts.train),
             train_frauds=int((dataset.label[self._known if options.refit else parts.train] == FRAUD).sum()),
             validation_events=len(label),
@@ -214,47 +222,54 @@ class _Training:
                 dataset.time_ms[parts.validation],
                 importance,
             ),
+            pruning=self._pruning(judged[0]),
             samples=_samples(self._tensors, parts, options.seed),
         )
 
-    def _members(self) -> tuple[list[RiskNet], list[RiskNet], list[tuple[Fitted, Fitted]]]:
-        """The nets that were validated, those that are exported, and how both fits of each went."""
-        judged, exported, fits = [], [], []
-        for member in range(self._options.ensemble):
-            net, fitted = self._fit(f"member {member + 1}", member, self._parts.train, self._parts.validation, None)
-            final, refitted = net, fitted
+    def _members(self) -> tuple[list[_Member], list[_Member]]:
+        """Those that were validated, and those that are exported."""
+        judged, exported = [], []
+        for number in range(self._options.ensemble):
+            stage = f"member {number + 1}"
+            member = self._member(stage, number, self._parts.train, self._parts.validation, None)
+            judged.append(member)
             if self._options.refit:
-                stage = f"member {member + 1} refit"
-                final, refitted = self._fit(stage, member, self._known, None, fitted.best_epoch)
-            judged.append(net)
-            exported.append(final)
-            fits.append((fitted, refitted))
-        return judged, exported, fits
+                member = self._member(f"{stage} refit", number, self._known, None, member)
+            exported.append(member)
+        return judged, exported
 
-    def _fit(
-        self, stage: str, member: int, index: Index, validation: Index | None, stop_after: int | None
-    ) -> tuple[RiskNet, Fitted]:
+    def _member(
+        self, stage: str, number: int, index: Index, validation: Index | None, model: _Member | None
+    ) -> _Member:
+        """One net, trained and, if that is wanted, pruned. Without `validation`, for as many epochs as `model` was."""
         options = self._options
+        epochs = (None, None) if model is None else (model.fits[0].best_epoch, model.fits[-1].best_epoch)
         # torch seeds the weights, numpy the draws: both from seed and member, so that any stage repeats alone.
-        net = self._net(index, member)
-        checkpoint = self._checkpoints.stage(stage.replace(" ", "-"))
-        seed = (options.seed, member, int(validation is None))
-        if options.pretrain_epochs and checkpoint.load() is None:
-            moment = options.until_ms if validation is None else self._parts.validation_from_ms
+        net, seed = self._net(index, number), (options.seed, number, int(validation is None))
+        moment = options.until_ms if validation is None else self._parts.validation_from_ms
+        if options.pretrain_epochs and self._checkpoints.stage(stage).load() is None:
             pretrain(net, self._tensors, self._unlabelled(moment), options.pretrain_epochs, (*seed, 1), self._listener)
-        fitted = Fit(
-            net,
-            self._tensors,
-            index,
-            validation,
-            options=options.fit,
-            seed=seed,
-            listener=self._listener,
-            stage=stage,
-            stop_after=stop_after,
-            checkpoint=checkpoint,
-        ).run()
-        return net, fitted
+
+        def fitted(net: RiskNet, stage: str, how: FitOptions, seed: tuple[int, ...], epochs: int | None) -> Fitted:
+            return Fit(
+                net,
+                self._tensors,
+                index,
+                validation,
+                options=how,
+                seed=seed,
+                listener=self._listener,
+                stage=stage,
+                stop_after=epochs,
+                checkpoint=self._checkpoints.stage(stage),
+            ).run()
+
+        first = fitted(net, stage, options.fit, seed, epochs[0])
+        if not options.prune:
+            return _Member(net, (first,))
+        small = smaller(net, options.net, options.prune, self._dataset.domain.sequence_length)
+        again = fitted(small, f"{stage} pruned", fine_tuning(options.fit), (*seed, 2), epochs[1])
+        return _Member(small, (first, again), net)
 
     def _net(self, index: Index, member: int) -> RiskNet:
         sampled = self._sampled(index)
@@ -287,13 +302,13 @@ class _Training:
         scoring: ScoringNet,
         log_odds: F64,
         label: NDArray[Any],
-        fits: list[tuple[Fitted, Fitted]],
+        members: tuple[list[_Member], list[_Member]],
     ) -> Calibration:
         """Fits every head on the validated nets' log-odds, and puts the result into both nets.
 
         Drawing fewer genuine events shifted the prior, in each fit by its own share: that is undone first.
         """
-        shifts = [float(np.log([pair[which].genuine_share for pair in fits]).mean()) for which in (0, 1)]
+        shifts = [float(np.log([member.fits[-1].genuine_share for member in part]).mean()) for part in members]
         found: list[dict[str, tuple[float, float]]] = [{}, {}]
         for position, head in enumerate(judge.heads):
             own = [0.0, 0.0] if head == ANOMALY else shifts
@@ -303,6 +318,18 @@ class _Training:
         judge.calibrate(found[0])
         scoring.calibrate(found[1])
         return Calibration(method="platt", coefficients=found[1], events=len(label), frauds=int(label.sum()))
+
+    def _pruning(self, member: _Member) -> Pruning | None:
+        if member.whole is None:
+            return None
+        whole, small = self._options.net, member.net.options
+        return Pruning(
+            share=self._options.prune,
+            hidden=(whole.hidden, small.hidden),
+            width=(whole.width, small.width),
+            average_precision=(member.fits[0].average_precision, member.fits[1].average_precision),
+            us_per_event=(us_per_event(member.whole, self._tensors), us_per_event(member.net, self._tensors)),
+        )
 
     def _importance(self, judge: ScoringNet, label: NDArray[Any]) -> Importance:
         return permutation_importance(
@@ -315,6 +342,15 @@ class _Training:
             seed=self._options.seed,
             listener=self._listener,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """One net of the ensemble, how its fits went (a second one if it was pruned), and what it was before pruning."""
+
+    net: RiskNet
+    fits: tuple[Fitted, ...]
+    whole: RiskNet | None = None
 
 
 class _Raw(torch.nn.Module):
@@ -372,11 +408,11 @@ def _metrics(
     label: NDArray[Any],
     heads: list[str],
     thresholds: Thresholds,
-    fits: list[tuple[Fitted, Fitted]],
+    judged: list[_Member],
 ) -> dict[str, float]:
     metrics: dict[str, float] = {
-        "best_epoch": float(np.mean([first.best_epoch for first, _ in fits])),
-        "epochs": float(np.mean([first.epochs for first, _ in fits])),
+        "best_epoch": float(np.mean([member.fits[0].best_epoch for member in judged])),
+        "epochs": float(np.mean([member.fits[0].epochs for member in judged])),
     }
     for position, head in enumerate(heads):
         figures = evaluate(probability[:, position], label, thresholds.review)

@@ -66,6 +66,10 @@ def train(
     refit: Annotated[
         bool, typer.Option(help="At the end train again on all that is known, validation included.")
     ] = True,
+    prune: Annotated[
+        float,
+        typer.Option(min=0.0, max=0.9, metavar="SHARE", help="Take hidden units out: faster, see the card."),
+    ] = 0.0,
     name: Annotated[str | None, typer.Option(help="Name in the bundle; the domain's by default.")] = None,
     version: Annotated[str | None, typer.Option(help="Version in the bundle; the time of training by default.")] = None,
     review_by: Annotated[
@@ -121,6 +125,7 @@ def train(
             refit=refit,
             anomaly=anomaly,
             pretrain_epochs=pretrain,
+            prune=prune,
             net=net,
         )
         trained = fit(

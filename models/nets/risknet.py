@@ -112,7 +112,7 @@ class RiskNet(nn.Module):
     ) -> None:
         super().__init__()
         built = architecture(options.architecture)
-        self.statistics = (steps, aggregates)
+        self.statistics, self.options = (steps, aggregates), options
         hidden = options.hidden
         self.reads_sequence, self.reads_aggregates = built.sequence is not None, built.aggregates
         self.joins = self.reads_sequence and self.reads_aggregates

@@ -15,6 +15,7 @@ from models.fitting import FitOptions
 from models.nets.encoding import ColumnStatistics, KnotEncoder
 from models.nets.risknet import ARCHITECTURES, NetOptions, RiskNet
 from models.nets.scoring import ANOMALY, ScoringNet, output_kinds
+from models.pruning import smaller
 from models.statistics import column_statistics
 from models.train import train
 from models.unsupervised import pretrain
@@ -190,3 +191,40 @@ def test_pretraining_learns_the_branches_and_leaves_the_heads() -> None:
     plain, taught = train(dataset, options), train(dataset, replace(options, pretrain_epochs=1))
     name = "sequence.cell.weight_hh_l0"
     assert not torch.equal(plain.net.nets[0].state_dict()[name], taught.net.nets[0].state_dict()[name])
+
+
+# --- pruning
+
+
+@pytest.mark.parametrize("architecture", ["lstm-mlp", "gru", "mlp"])
+def test_units_that_say_nothing_can_be_taken_out_unnoticed(architecture: str) -> None:
+    made = net(architecture)
+    with torch.no_grad():
+        # The last 8 of 16 units of each layer get no weight on what they read: they always say the same, 0.
+        if made.reads_sequence:
+            cell = made.sequence.cell
+            for parameter in (cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0, cell.bias_hh_l0):
+                parameter.view(-1, 16, *parameter.shape[1:])[:, 8:] = 0.0
+        if made.reads_aggregates:
+            for layer in (made.aggregate.layers[0], made.aggregate.layers[3]):
+                layer.weight[8:], layer.bias[8:] = 0.0, 0.0
+        if made.joins:
+            made.joined[1].weight[8:], made.joined[1].bias[8:] = 0.0, 0.0
+    small = smaller(made, made.options, 0.5, DOMAIN.sequence_length).eval()
+    assert small.options.hidden == small.options.width == 8
+    batch = [torch.from_numpy(part) for part in random_batch(2, 30, DOMAIN)]
+    with torch.inference_mode():
+        torch.testing.assert_close(small(*batch), made(*batch), rtol=1e-5, atol=1e-5)
+
+
+def test_a_pruned_training_exports_the_smaller_net_and_says_what_it_cost() -> None:
+    dataset = planted(2, 2000, aggregate_signal=True)
+    options = quick_options(dataset, prune=0.5, refit=True, fit=replace(QUICK, epochs=3))
+    trained = train(dataset, options)
+    assert trained.net.nets[0].options.hidden == 8
+    assert trained.pruning is not None
+    assert trained.pruning.hidden == (16, 8)
+    assert min(trained.pruning.us_per_event) > 0
+    assert trained.metrics["validation_average_precision"] > 3 * trained.metrics["validation_fraud_rate"]
+    with pytest.raises(ConfigError, match="choose another --architecture"):
+        smaller(net("cnn"), NetOptions("cnn", hidden=16, embedding=2, width=16), 0.5, DOMAIN.sequence_length)

@@ -117,47 +117,43 @@ class Output:
         return origin["topic"], origin["partition"], origin["offset"]
 
 
-class WorkerProcess(LocalServer):
-    """`riskstream run` as a child that dies with this process. `start` waits for its first log line."""
+class WorkerView:
+    """A worker seen from outside: its log and its HTTP answers. Subclasses say where."""
 
-    kind: ClassVar[str] = "worker"
-    port_names: ClassVar[tuple[str, ...]] = ()
+    def launch(self) -> None:
+        raise NotImplementedError
 
-    def __init__(self, data: Path, environment: Mapping[str, str], program: Sequence[str | Path]) -> None:
-        super().__init__(data)
-        self._environment = environment
-        self._program = program
+    def wait_ready(self, timeout_s: float = PATIENCE_S) -> None:
+        """Blocks until it has said that it has started."""
+        raise NotImplementedError
 
-    def _command(self) -> Sequence[str | Path]:
-        variables = [f"{name}={value}" for name, value in self._environment.items()]
-        return ["/usr/bin/env", *variables, sys.executable, *self._program, "run"]
+    def kill(self) -> None:
+        raise NotImplementedError
+
+    def output(self) -> str:
+        """Everything that this start has written."""
+        raise NotImplementedError
+
+    def send(self, number: signal.Signals) -> None:
+        raise NotImplementedError
+
+    def wait_exit(self, timeout_s: float = PATIENCE_S) -> int:
+        """The exit code, once the process has ended by itself or by a signal sent before."""
+        raise NotImplementedError
+
+    @property
+    def alive(self) -> bool:
+        raise NotImplementedError
 
     @property
     def address(self) -> str:
         (port,) = [line["http_port"] for line in self.logs("started")]
         return f"http://127.0.0.1:{port}"
 
-    def answers(self) -> bool:
-        return bool(self.logs("started"))
-
-    def output(self) -> str:
-        """Everything that this start has written."""
-        return self._last_output()
-
     def logs(self, message: str | None = None) -> list[dict[str, Any]]:
         """The JSON log lines of this start, or those with this message."""
         lines = [json.loads(line) for line in self.output().splitlines() if line.startswith("{") and line[-1] == "}"]
         return [line for line in lines if message in (None, line["message"])]
-
-    def send(self, number: signal.Signals) -> None:
-        process = self.process
-        assert process is not None, self.output()
-        os.kill(process.pid, number)
-
-    def wait_exit(self, timeout_s: float = PATIENCE_S) -> int:
-        """The exit code, once the process has ended by itself or by a signal sent before."""
-        assert self._process is not None
-        return self._process.wait(timeout_s)
 
     def terminate(self, timeout_s: float = PATIENCE_S) -> int:
         """SIGTERM; the exit code."""
@@ -176,7 +172,7 @@ class WorkerProcess(LocalServer):
             return 0, ""
 
     def is_ready(self) -> bool:
-        return self.process is not None and self.get("/readyz")[0] == 200
+        return self.alive and self.get("/readyz")[0] == 200
 
     def metric(self, name: str, /, **labels: str) -> float:
         """The sum of the samples of this name that have these labels."""
@@ -188,6 +184,45 @@ class WorkerProcess(LocalServer):
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+
+class WorkerProcess(LocalServer, WorkerView):
+    """`riskstream run` as a child that dies with this process. `start` waits for its first log line."""
+
+    kind: ClassVar[str] = "worker"
+    port_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, data: Path, environment: Mapping[str, str], program: Sequence[str | Path]) -> None:
+        super().__init__(data)
+        self._environment = environment
+        self._program = program
+
+    def _command(self) -> Sequence[str | Path]:
+        variables = [f"{name}={value}" for name, value in self._environment.items()]
+        return ["/usr/bin/env", *variables, sys.executable, *self._program, "run"]
+
+    def answers(self) -> bool:
+        return bool(self.logs("started"))
+
+    @property
+    def address(self) -> str:
+        return WorkerView.address.fget(self)
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None
+
+    def output(self) -> str:
+        return self._last_output()
+
+    def send(self, number: signal.Signals) -> None:
+        process = self.process
+        assert process is not None, self.output()
+        os.kill(process.pid, number)
+
+    def wait_exit(self, timeout_s: float = PATIENCE_S) -> int:
+        assert self._process is not None
+        return self._process.wait(timeout_s)
 
 
 class Deployment:
@@ -220,7 +255,7 @@ class Deployment:
         self.client = client_of(self.settings.kafka)
         self.domain = app.load_domain(self.settings)
         self.store = RedisStore(self.settings.redis, self.settings.state_namespace, self.domain.spec_id)
-        self.workers: list[WorkerProcess] = []
+        self.workers: list[WorkerView] = []
         self._folder = folder
         self._numbers = itertools.count()
         self._producer = self.client.plain_producer()
@@ -240,20 +275,27 @@ class Deployment:
 
     # --- workers
 
+    def overrides(self, **settings: object) -> dict[str, object]:
+        """The settings that differ from the defaults, by dotted name."""
+        return {**self._overrides, **_dotted(settings)}
+
     def environment(self, **settings: object) -> dict[str, str]:
-        """The settings as environment variables."""
-        given = {**self._overrides, **_dotted(settings)}
+        """The same as environment variables."""
+        given = self.overrides(**settings)
         return {f"RISKSTREAM_{name.replace('.', '__').upper()}": str(value) for name, value in given.items()}
+
+    def folder_for(self, worker_id: str) -> Path:
+        """A new folder for one start of a worker."""
+        return self._folder / f"{worker_id}-{next(self._numbers)}"
 
     def worker(self, worker_id: str = "w0", program: Sequence[str | Path] = (), **settings: object) -> WorkerProcess:
         """A worker that does not run yet. `program`: the script instead of `-m stream.cli`."""
         variables = self.environment(kafka__worker_id=worker_id, **settings)
-        folder = self._folder / f"{worker_id}-{next(self._numbers)}"
-        made = WorkerProcess(folder, variables, program or ("-m", "stream.cli"))
+        made = WorkerProcess(self.folder_for(worker_id), variables, program or ("-m", "stream.cli"))
         self.workers.append(made)
         return made
 
-    def started(self, *workers: WorkerProcess, ready: bool = True) -> None:
+    def started(self, *workers: WorkerView, ready: bool = True) -> None:
         """Starts workers side by side; `ready` waits until every one has partitions that run."""
         for worker in workers:
             worker.launch()
@@ -294,9 +336,10 @@ class Deployment:
         inputs = [*self._all(self.topics.transactions), *self._all(self.topics.labels)]
         return dict(self.admin.last_committed(self.settings.kafka.group, inputs))
 
-    def move_offsets(self, offsets: Mapping[TopicPartition, int]) -> None:
+    def move_offsets(self, offsets: Mapping[TopicPartition, int | CommittedOffset]) -> None:
         """What an operator's tool does: sets the group's offsets while nobody is in it."""
-        moved = {VendorPartition(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()}
+        given = {tp: o if isinstance(o, CommittedOffset) else CommittedOffset(o, "") for tp, o in offsets.items()}
+        moved = {VendorPartition(*tp): OffsetAndMetadata(o.offset, o.metadata, -1) for tp, o in given.items()}
         self._vendor.alter_group_offsets(self.settings.kafka.group, moved)
 
     def configure(self, topic: str, name: str, value: str) -> None:
@@ -306,6 +349,10 @@ class Deployment:
     def add_partitions(self, count: int) -> None:
         """What an operator's tool does: gives both inputs so many partitions."""
         self._vendor.create_partitions({topic: NewPartitions(count) for topic in self._inputs()})
+
+    def delete_before(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """What retention does: the log of each partition begins at its offset from now on."""
+        self._vendor.delete_records({VendorPartition(*tp): offset for tp, offset in offsets.items()})
 
     def members(self) -> set[str]:
         """Worker ids of the group's members."""

@@ -22,11 +22,11 @@ from stream.config import Settings, load_settings
 from stream.engine.worker import Worker
 from stream.errors import FencedError
 from stream.kafka.memory import MemoryBroker, MemoryKafka
-from stream.kafka.port import CommittedOffset, TopicPartition
+from stream.kafka.port import CommittedOffset, Record, TopicPartition
 from stream.metrics import Metrics
 from stream.scoring.scorer import Scorer
 from stream.state.memory import MemoryServer, MemoryStore
-from tests.crash import checker
+from tests.checker import checks as checker
 from tests.crash.small import DOMAIN, FormulaScorer
 from tests.crash.traffic import START_MS, Chunk
 
@@ -169,7 +169,17 @@ class Cluster:
         (producer.commit if chunk.end == "commit" else producer.abort)()
 
     def contents(self) -> checker.Contents:
-        return checker.read(MemoryKafka(self.broker).reader(), self.partitions)
+        reader = MemoryKafka(self.broker).reader()
+
+        def read_all(topic: str, partition: int) -> list[Record]:
+            where = TopicPartition(topic, partition)
+            reader.assign({where: reader.first_offset(where)})
+            found: list[Record] = []
+            while reader.position(where) < reader.end_offset(where):
+                found.extend(reader.poll(10_000, 0).get(where, ()))
+            return found
+
+        return checker.read(read_all, range(self.partitions))
 
     def committed(self) -> dict[tuple[str, int], int]:
         """The group's offsets as they are now."""

@@ -8,7 +8,7 @@ from stream.clock import ManualClock
 from stream.errors import CheckpointAheadError, LogTruncatedError
 from stream.kafka.port import CommittedOffset, TopicPartition
 from stream.state.store import Checkpoint
-from tests.crash.checker import differences, row_differences
+from tests.checker.checks import differences, row_differences
 from tests.crash.cluster import GROUP, TOPICS, Cluster, Killed, Play
 from tests.crash.scenes import Unsure, play_in_turns, turn, unambiguous, unsure
 from tests.crash.traffic import Chunk, Traffic

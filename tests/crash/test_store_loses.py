@@ -9,7 +9,7 @@ import pytest
 from stream.clock import ManualClock
 from stream.kafka.port import TopicPartition
 from stream.state.memory import MemoryServer
-from tests.crash.checker import differences
+from tests.checker.checks import differences
 from tests.crash.cluster import TOPICS, Cluster, Play
 from tests.crash.scenes import Unsure, flags, play_in_turns, turn, unambiguous, unsure
 from tests.crash.traffic import DAY_MS, Chunk, Traffic

@@ -43,13 +43,23 @@ class Chunk:
 class Traffic:
     """Writes the messages of a few accounts. Merchants and devices belong to one partition."""
 
-    def __init__(self, seed: int, partitions: int) -> None:
+    def __init__(
+        self,
+        seed: int,
+        partitions: int,
+        *,
+        published_ms: int = START_MS,
+        accounts_each: int = 5,
+        mean_gap_ms: float = 8 * 60_000,
+    ) -> None:
+        """`published_ms`: Kafka's time; the events lie in the 60 days before it, so far apart on average."""
         self.random, self.partitions = random.Random(seed), partitions
-        self.now_ms = START_MS - 60 * DAY_MS
+        self.now_ms = published_ms - 60 * DAY_MS
         self.made = 0
         self.past: dict[str, list[dict[str, Any]]] = {}
         self.verdicts: dict[str, bool] = {}
-        self.accounts = self._accounts(5)
+        self.accounts = self._accounts(accounts_each)
+        self._published_ms, self._mean_gap_ms = published_ms, mean_gap_ms
 
     def _accounts(self, each: int) -> list[str]:
         """So many accounts in every partition; the first of each partition comes first."""
@@ -95,7 +105,7 @@ class Traffic:
 
     def _payment(self, account: str) -> dict[str, Any]:
         draw = self.random
-        self.now_ms += int(draw.expovariate(1 / (8 * 60_000)))
+        self.now_ms += int(draw.expovariate(1 / self._mean_gap_ms))
         late = draw.choice(_LATE) if draw.random() < 0.1 else 0
         partition = partition_for(account.encode(), self.partitions)
         return {
@@ -144,7 +154,7 @@ class Traffic:
                 None,
                 json.dumps(good | {"amount": -5}).encode(),
                 json.dumps(good | {"account_id": ""}).encode(),
-                json.dumps(good | {"timestamp": moment_text(START_MS + 400 * DAY_MS)}).encode(),
+                json.dumps(good | {"timestamp": moment_text(self._published_ms + 400 * DAY_MS)}).encode(),
                 json.dumps(good | {"amount": float("nan")}).encode(),
             )
         )

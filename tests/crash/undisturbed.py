@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from stream.clock import ManualClock
 from stream.kafka.port import Record, TopicPartition
-from tests.crash import checker
+from tests.checker import checks as checker
 from tests.crash.cluster import TOPICS, Cluster
 
 Part = tuple[str, int]
@@ -22,7 +22,7 @@ def run_undisturbed(
     partitions = len(contents.transactions)
     cluster = Cluster(clock, partitions=partitions, given=given)
     worker = cluster.worker("undisturbed")
-    plans = {p: _plan(contents, p) for p in range(partitions)}
+    plans = {p: plan_of(contents, p) for p in range(partitions)}
     pending = {(TOPICS.transactions, p): list(contents.transactions[p]) for p in range(partitions)}
     pending |= {(TOPICS.labels, p): list(contents.labels[p]) for p in range(partitions)}
     while any(plans.values()):
@@ -41,15 +41,18 @@ def run_undisturbed(
     return cluster
 
 
-def _plan(contents: checker.Contents, partition: int) -> list[Part]:
+def plan_of(
+    contents: checker.Contents, partition: int, topics: tuple[str, str] = (TOPICS.transactions, TOPICS.labels)
+) -> list[Part]:
     """Alternately transactions and labels, by what the scores say was known."""
+    transactions, verdicts = topics
     parts: list[Part] = []
     known = 0
     for offset, labels in checker.labels_known(contents.scores, partition):
         if labels > known:
-            parts += [(TOPICS.transactions, offset), (TOPICS.labels, labels)]
+            parts += [(transactions, offset), (verdicts, labels)]
             known = labels
-    return [*parts, (TOPICS.transactions, 2**62), (TOPICS.labels, 2**62)]
+    return [*parts, (transactions, 2**62), (verdicts, 2**62)]
 
 
 def _append(cluster: Cluster, where: TopicPartition, pending: list[Record], end: int) -> None:

@@ -1,0 +1,1 @@
+"""The independent checker: it imports nothing from stream or models (tests/architecture/test_checker.py)."""

@@ -126,7 +126,10 @@ def build_worker(
     turn = make_turn(
         settings, pipeline, judge, keeper, metrics, clock, engine_version=__version__, same_partitions=same
     )
-    restorer = Restorer(settings, client, store, keeper, pipeline, metrics, clock, fault=fault)
+    restorer = Restorer(
+        settings, client, store, keeper, pipeline, metrics, clock,
+        scores_aligned=settings.topics.scores in same, fault=fault,
+    )  # fmt: skip
     for role, one in zip(CHALLENGERS, challengers, strict=False):
         lineup.apply(Change(role, one))
     for role, named in zip((CHAMPION, *CHALLENGERS), (scorer, *challengers), strict=False):
@@ -163,9 +166,16 @@ def open_traces(settings: Settings, metrics: Metrics) -> tuple[Callable[..., Tur
 
 
 def state_parts(
-    settings: Settings, client: KafkaClient, store: StateStore, domain: Domain, clock: Clock, partitions: int
+    settings: Settings,
+    client: KafkaClient,
+    store: StateStore,
+    domain: Domain,
+    clock: Clock,
+    partitions: int,
+    *,
+    scores_aligned: bool,
 ) -> tuple[RowKeeper, Restorer]:
-    """What folds the log into rows and writes them, for a builder of state."""
+    """What folds the log into rows and writes them, for a builder of state. `scores_aligned`: see Restorer."""
     metrics = Metrics(CollectorRegistry())
     share = settings.state.entity_scope == "all" and partitions > 1
     state = FeatureState(
@@ -174,7 +184,10 @@ def state_parts(
     keeper = RowKeeper(state, store, metrics, share_entities=share)
     pipeline = Pipeline(domain, load_rates(settings, domain), settings.batch, state, Lineup(None), metrics)
     owner = builder_name(settings)
-    return keeper, Restorer(settings, client, store, keeper, pipeline, metrics, clock, owner=owner)
+    restorer = Restorer(
+        settings, client, store, keeper, pipeline, metrics, clock, scores_aligned=scores_aligned, owner=owner
+    )
+    return keeper, restorer
 
 
 def build_state(
@@ -199,8 +212,10 @@ def build_state(
     settings = settings.model_copy(
         update={"state": settings.state.model_copy(update={"on_missing_checkpoint": "rebuild"})}
     )
-    partitions = check_worker_topics(settings, client)[settings.topics.transactions]
-    keeper, restorer = state_parts(settings, client, store, domain, clock, partitions)
+    counts = check_worker_topics(settings, client)
+    partitions = counts[settings.topics.transactions]
+    aligned = counts[settings.topics.scores] == partitions
+    keeper, restorer = state_parts(settings, client, store, domain, clock, partitions, scores_aligned=aligned)
     with contextlib.closing(client.reader()) as reader, contextlib.closing(client.admin()) as admin:
         offsets = CommittedOffsets(reader, admin, settings.kafka.group)
         builder = StateBuilder(settings, store, keeper, restorer, offsets, clock, partitions)

@@ -127,8 +127,7 @@ def _without_checkpoint(
     start = log.first
     if sum(end) - sum(start) > policy.rebuild_max_events:
         start = Checkpoint(min(horizon_start.transactions, end.transactions), min(horizon_start.labels, end.labels))
-    by_timestamps = replace(note, base=end, pairs=())
-    return Plan("rebuild", start, end, by_timestamps, warm_at if start != (0, 0) else note.cold_until_ms)
+    return Plan("rebuild", start, end, note, warm_at if start != (0, 0) else note.cold_until_ms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from stream.clock import Clock
 from stream.config import Settings
 from stream.engine.flush import ACCOUNT_EVENTS_PER_TURN, ACCOUNT_LABELS_PER_TURN, RowKeeper, no_fault
 from stream.engine.inputs import within_limit
+from stream.engine.label_places import LabelPlaces
 from stream.engine.partition import CommitNote, Partition, Phase, cold_of_builders, transactional_id
 from stream.engine.pipeline import Pipeline
 from stream.engine.restore import Log, Plan, Replay, Step, plan
@@ -34,12 +35,6 @@ class GroupOffsets(Protocol):
     def committed(self, partition: TopicPartition, *, timeout_ms: int | None = None) -> CommittedOffset | None: ...
 
 
-@dataclass(slots=True)
-class _Job:
-    plan: Plan
-    replay: Replay
-
-
 @dataclass(frozen=True, slots=True)
 class _Origin:
     """What Kafka knows of a partition: its log, C (None: the group never committed), and C's note."""
@@ -47,6 +42,26 @@ class _Origin:
     log: Log
     committed: Checkpoint | None
     note: CommitNote
+
+
+@dataclass(slots=True)
+class _Job:
+    """A restore under way: first it may have to look for the places of old labels, then it replays."""
+
+    plan: Plan
+    origin: _Origin
+    places: LabelPlaces | None = None
+    replay: Replay | None = None
+
+    @property
+    def remaining(self) -> int:
+        """Offsets still to replay."""
+        return self.replay.remaining if self.replay is not None else sum(self.plan.end) - sum(self.plan.start)
+
+    def close(self) -> None:
+        for part in (self.places, self.replay):
+            if part is not None:
+                part.close()
 
 
 class Restorer:
@@ -62,11 +77,16 @@ class Restorer:
         metrics: Metrics,
         clock: Clock,
         *,
+        scores_aligned: bool,
         owner: str | None = None,
         fault: Callable[[str], None] = no_fault,
     ) -> None:
-        """`owner`: the name under which partitions are claimed; None: the worker's transactional id."""
+        """`scores_aligned`: a score lies in the partition of its event, so a partition's scores can be found.
+
+        `owner`: the name under which partitions are claimed; None: the worker's transactional id.
+        """
         self._settings, self._client, self._store = settings, client, store
+        self._scores_aligned = scores_aligned
         self._keeper, self._pipeline, self._metrics, self._clock = keeper, pipeline, metrics, clock
         self._transactional_id = owner or transactional_id(settings)
         self._fault = fault
@@ -77,12 +97,12 @@ class Restorer:
         """The partition is gone, or begins again."""
         job = self._jobs.pop(number, None)
         if job is not None:
-            job.replay.close()
+            job.close()
 
     def remaining(self, number: int) -> int:
         """Offsets still to replay of a partition."""
         job = self._jobs.get(number)
-        return job.replay.remaining if job is not None else 0
+        return job.remaining if job is not None else 0
 
     def target(self, number: int) -> Checkpoint | None:
         """The committed offset to which a partition is being restored, once it is known."""
@@ -105,6 +125,9 @@ class Restorer:
         if partition.number not in self._jobs and not self._begin(partition, consumer, commit_offsets):
             return False
         job = self._jobs[partition.number]
+        if job.replay is None:
+            self._find_places(partition, job)
+            return False
         try:
             for step in job.replay.steps():
                 self._replay(partition, step, flush_all)
@@ -113,7 +136,7 @@ class Restorer:
             # The rest of what was read is not folded: it must come again.
             job.replay.restart(partition.done)
             raise
-        self._metrics.restore_remaining.labels(str(partition.number)).set(job.replay.remaining)
+        self._metrics.restore_remaining.labels(str(partition.number)).set(job.remaining)
         if not job.replay.finished:
             return False
         if partition.checkpoint != partition.done:
@@ -178,18 +201,35 @@ class Restorer:
             self._store.clear(number, partition.head)
         partition.phase = Phase.RESTORING
         partition.done = chosen.start
-        partition.pairs, partition.base = list(chosen.note.pairs), chosen.note.base
         partition.cold_until_ms = cold
         self._metrics.restores.labels(chosen.kind).inc()
         self._metrics.restoring.labels(str(number)).set(1)
+        job = self._jobs[number] = _Job(chosen, origin)
+        if self._scores_aligned and chosen.start.labels < chosen.note.base.labels:
+            scores = TopicPartition(self._settings.topics.scores, number)
+            job.places = LabelPlaces(
+                origin.log, chosen, origin.note, scores, self._client.reader(), self._settings.batch.max_events * 4
+            )
+        else:
+            self._begin_replay(partition, job)
+        return True
+
+    def _find_places(self, partition: Partition, job: _Job) -> None:
+        """One step of looking for where labels were folded; then the replay begins."""
+        assert job.places is not None
+        if job.places.step():
+            job.plan = job.places.plan()
+            self._begin_replay(partition, job)
+
+    def _begin_replay(self, partition: Partition, job: _Job) -> None:
+        chosen = job.plan
+        partition.pairs, partition.base = list(chosen.note.pairs), chosen.note.base
         self._log.info(
-            "restoring", partition=number, kind=chosen.kind, start=list(chosen.start), end=list(chosen.end),
+            "restoring", partition=partition.number, kind=chosen.kind, start=list(chosen.start), end=list(chosen.end),
             labels_by_timestamp=chosen.start.labels < chosen.note.base.labels,
         )  # fmt: skip
-        max_records = self._settings.batch.max_events * 4
-        replay = Replay(origin.log, chosen, self._client.reader(), self._client.reader(), max_records)
-        self._jobs[number] = _Job(chosen, replay)
-        return True
+        readers = self._client.reader(), self._client.reader()
+        job.replay = Replay(job.origin.log, chosen, *readers, self._settings.batch.max_events * 4)
 
     def _origin(self, number: int, consumer: GroupOffsets, owners: Sequence[str]) -> _Origin | None:
         """What Kafka says of a partition; None while a transaction hangs over its offset, or Kafka is away.

@@ -219,7 +219,9 @@ def _alerts(contents: Contents) -> list[str]:
     alerts = Counter(origin for origin, _ in contents.alerts.ordered)
     found = [f"identity: {origin}: {alerts[origin]} alerts of {n} suspicious scores" for origin, n in suspicious.items()
              if alerts[origin] != n]  # fmt: skip
-    return found + [f"identity: {origin}: an alert of an approved event" for origin in alerts if origin not in suspicious]
+    return found + [
+        f"identity: {origin}: an alert of an approved event" for origin in alerts if origin not in suspicious
+    ]
 
 
 def differences(one: Outputs, other: Outputs, *, without: frozenset[str] = frozenset()) -> list[str]:

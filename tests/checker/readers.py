@@ -117,4 +117,6 @@ class StateReader:
 def copy_differences(rows: Mapping[bytes, bytes], copies: Mapping[bytes, bytes]) -> list[str]:
     """Published copies of a partition that are not its own rows."""
     own = {key.partition(b"}:row:")[2]: row for key, row in rows.items()}
-    return [f"rows_different: copy {end.decode()[:40]} is not its row" for end, row in copies.items() if own.get(end) != row]
+    return [
+        f"rows_different: copy {end.decode()[:40]} is not its row" for end, row in copies.items() if own.get(end) != row
+    ]

@@ -10,7 +10,7 @@ from stream.clock import ManualClock
 from stream.kafka.port import TopicPartition
 from stream.state.memory import MemoryServer
 from tests.checker.checks import differences
-from tests.crash.cluster import TOPICS, Cluster, Play
+from tests.crash.cluster import TOPICS, Cluster, Fault, Play
 from tests.crash.scenes import Unsure, flags, play_in_turns, turn, unambiguous, unsure
 from tests.crash.traffic import DAY_MS, Chunk, Traffic
 from tests.crash.undisturbed import compare, run_undisturbed
@@ -39,6 +39,20 @@ def test_a_store_that_lost_data_is_rebuilt(clock: ManualClock, lost: str) -> Non
         assert cluster.metrics[0].restores.labels("rebuild")._value.get() == 2
     else:
         assert cluster.metrics[0].restores.labels("replay")._value.get() == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("lost", ["everything", "a while"])
+def test_labels_are_folded_where_they_were_the_first_time(clock: ManualClock, lost: str, seed: int) -> None:
+    """Not where their timestamps would put them: the scores of the first time say where. Workers die meanwhile."""
+    cluster = Cluster(clock, given={"state.flush_interval_ms": 300})
+    kept: list[MemoryServer] = []
+    lose = cluster.server.flush_all if lost == "everything" else lambda: cluster.server.restore(kept[0])
+    happenings = {40: lambda play: kept.append(cluster.server.snapshot()), 110: lambda play: lose()}
+    faults = [Fault("turn:after_commit", 25, "kill"), Fault("restore:after_step", 4, "kill")]
+    play = Play(cluster, 30 + seed, Traffic(30 + seed, 2).chunks(500, labels=0.3), faults, happenings=happenings)
+    assert play.run() == []
+    assert compare(cluster, clock, given={"state.flush_interval_ms": 300}) == []
 
 
 def test_an_older_snapshot_gets_no_rows_from_the_future(clock: ManualClock) -> None:

@@ -51,7 +51,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50, help="kill -9 of workers; the other faults come in proportion")
     parser.add_argument("--seed", type=int, default=1, help="the plan and the traffic hang on it")
     parser.add_argument("--seconds", type=float, help="begin no new strike after so many seconds")
-    parser.add_argument("--variant", choices=("apart", "mixed"), default="apart", help="mixed: partitions share merchants")
+    parser.add_argument(
+        "--variant", choices=("apart", "mixed"), default="apart", help="mixed: partitions share merchants"
+    )
     parser.add_argument("--rate", type=float, default=120.0, help="messages per second, whatever happens")
     parser.add_argument("--only", type=int, help="the first so many strikes of the plan")
     parser.add_argument("--plan", action="store_true", help="print the plan and end")

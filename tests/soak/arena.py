@@ -153,7 +153,8 @@ class Arena:
             code = slot.worker.wait_exit(STUCK_S)
             if code == FENCED:
                 self.seen.fenced += 1
-            elif code != 0:
+            elif code != 0 and not (code == -signal.SIGTERM and not slot.worker.logs("started")):
+                # Before it has started, SIGTERM ends it as it would end any process.
                 self.complain(f"{slot.worker_id} ended with {code} on SIGTERM: {slot.worker.output()[-1500:]}")
         self.slots = []
 

@@ -299,4 +299,3 @@ FAULTS: dict[str, Callable[[Arena, Strike], None]] = {
         log_truncated,
     )
 }
-

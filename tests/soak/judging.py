@@ -15,6 +15,7 @@ from tests.checker import checks
 from tests.checker.readers import GroupReader, StateReader, TopicReader, copy_differences
 from tests.soak import archive, undisturbed
 
+
 def judge(order: dict[str, Any]) -> None:
     """`order`: settings, bootstrap, redis, folder, partition, partitions, kills [[at_ms, [partitions]]], out."""
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())

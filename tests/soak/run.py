@@ -165,9 +165,9 @@ def judge(arena: Arena, tell: Tell) -> list[dict[str, Any]]:
                 continue
             del running[number]
             out = arena.folder / f"judge-{number}.out"
-            assert child.code == 0, f"the judge of partition {number}: {(arena.folder / f'judge-{number}.log').read_text()}"
+            assert child.code == 0, (
+                f"the judge of partition {number}: {(arena.folder / f'judge-{number}.log').read_text()}"
+            )
             verdicts.append(json.loads(out.read_text()))
             tell(arena.seen, None, f"judged partition {number}")
     return verdicts
-
-

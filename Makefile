@@ -4,12 +4,13 @@
 #            DEMO_SECONDS=60         ends the demo by itself
 #            PYTHON=python3.12       the Python that makes .venv (3.11 to 3.13)
 #            N=1000000 SEED=1        how many messages `make fuzz` tries, and which
+#            KILLS=1000 SEED=1       the soak's plan; SECONDS=600 begins no new fault after so long
 #            CI=true                 a skipped test is a failure
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock schemas reference dashboards replay-sparkov deploy-check image-check fuzz audit quality bench bench-check tuning profile clean
+.PHONY: help setup demo test check format lock schemas reference dashboards replay-sparkov soak deploy-check image-check fuzz audit quality bench bench-check tuning profile clean
 
 PYTHON ?= python3
 KAFKA ?= embedded
@@ -106,6 +107,10 @@ tuning: $(READY) ## the tables of docs/tuning.md, one setting at a time
 
 profile: $(READY) ## a flame graph of the engine under load: profile.svg; CLIENT=confluent for the fast client
 	$(BIN)/python -m bench.profile --client $(or $(CLIENT),kafka-python) --out profile.svg
+
+soak: $(READY) ## kills, outages and zombies against real servers, then an independent checker: KILLS= SEED= SECONDS= VARIANT=
+	$(BIN)/python -m tests.soak --kills $(or $(KILLS),$(if $(SECONDS),10000,50)) --seed $(or $(SEED),1) $(if $(SECONDS),--seconds $(SECONDS)) \
+	  $(if $(VARIANT),--variant $(VARIANT)) $(if $(RATE),--rate $(RATE)) $(if $(ONLY),--only $(ONLY))
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist

@@ -147,7 +147,12 @@ def _outcomes(contents: Contents, topics: Topics) -> list[str]:
             if len(mine) not in allowed or dead:
                 kind = "lost" if not mine and not dead else "twice"
                 what = "a duplicate" if repeated else "an event"
-                found.append(f"{kind}: {origin}: {what} has {len(mine)} scores and {len(dead)} dead letters")
+                codes = [letter["code"] for letter in dead]
+                found.append(
+                    f"{kind}: {origin}: {what} has {len(mine)} scores and {len(dead)} dead letters {codes}".rstrip(
+                        " []"
+                    )
+                )
             for score in mine:
                 wrong = [n for n in ("event_id", "account_id", "amount", "timestamp") if score[n] != event[n]]
                 if wrong or score["passthrough"] != {"note": event["note"]}:

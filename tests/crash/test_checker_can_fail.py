@@ -63,7 +63,7 @@ def dropped_dead_letter(patch: pytest.MonkeyPatch) -> None:
 def spoiled_dead_letter(patch: pytest.MonkeyPatch) -> None:
     _spoil_messages(
         patch, TOPICS.dead_letters,
-        lambda messages: [replace(m, value=m.value.replace(b'"value":"', b'"value":"AAAA')) for m in messages],
+        lambda messages: [m._replace(value=m.value.replace(b'"value":"', b'"value":"AAAA')) for m in messages],
     )  # fmt: skip
 
 

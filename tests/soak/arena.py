@@ -196,7 +196,10 @@ class Arena:
             self.supervise(*allowed)
             self.on_step()
             if time.monotonic() > deadline:
-                self.complain(f"stuck: not within {timeout_s:.0f} s: {what}; committed {self.committed()}")
+                trouble = self.publisher.trouble[-3:] if self.publisher is not None else []
+                self.complain(
+                    f"stuck: not within {timeout_s:.0f} s: {what}; committed {self.committed()}; traffic: {trouble}"
+                )
                 return False
             time.sleep(0.05)
         return True

@@ -27,19 +27,19 @@ KILLS = ("kill", "kill_at")
 """kill: at a random moment. kill_at: at a named point."""
 
 OTHERS = {
-    "zombie": 0.06,
-    "zombie_at": 0.06,
+    "zombie": 0.03,
+    "zombie_at": 0.04,
     "storm": 0.03,
-    "broker_kill": 0.02,
-    "broker_slow": 0.03,
-    "disk_full": 0.005,
-    "redis_old_snapshot": 0.03,
+    "broker_kill": 0.015,
+    "broker_slow": 0.02,
+    "disk_full": 0.004,
+    "redis_old_snapshot": 0.02,
     "redis_flushall": 0.01,
-    "redis_out": 0.01,
-    "redis_hangs": 0.02,
-    "redis_full": 0.02,
-    "redis_promoted": 0.02,
-    "offsets_back": 0.01,
+    "redis_out": 0.004,
+    "redis_hangs": 0.015,
+    "redis_full": 0.015,
+    "redis_promoted": 0.015,
+    "offsets_back": 0.006,
 }
 """Every other fault -> how many of it for one kill. `log_truncated` comes once, at the end."""
 
@@ -120,6 +120,6 @@ def _strike(draw: random.Random, number: int, fault: str, point: str, workers: i
         hit=draw.choice((1, 1, 2, 3)),
         wait_s=waits.get(fault, 1.0),
         delay_ms=draw.choice((0.0, 0.0, draw.uniform(0.0, 8.0))),
-        same_id=draw.random() < 0.7,
-        settle=draw.random() < 0.7,
+        same_id=draw.random() < 0.75,
+        settle=draw.random() < 0.5,
     )

@@ -32,6 +32,7 @@ _REMEMBERED = 100
 _LABELS = 0.06
 _TICK_S = 0.1
 _MOST_AT_ONCE = 400
+_VISIBLE_S = 20.0
 
 
 class SoakTraffic(small.Traffic):
@@ -44,6 +45,8 @@ class SoakTraffic(small.Traffic):
         self._variant = variant
 
     def _payment(self, account: str) -> dict[str, Any]:
+        # Should there be more events than expected, the last ones share one time: none may be from the future.
+        self.now_ms = min(self.now_ms, self._published_ms - small.DAY_MS)
         event = super()._payment(account)
         draw, home = self.random, event["merchant_id"].partition("-")[0]
         place = home if self._variant == "apart" else "all"
@@ -131,11 +134,25 @@ class Publisher:
                 (self._publish if chunk.end == "plain" else self._publish_together)(chunk)
             except (RiskstreamError, KafkaError) as error:
                 self.trouble.append(str(error))
-                self._upstream = None
-                self._ended.wait(0.5)
+                self._start_again()
         for part in (self._plain, self._committed, self._written):
             with suppress(RiskstreamError, KafkaError):
                 part.close()
+
+    def _start_again(self) -> None:
+        """New producers: one whose records have expired may never recover."""
+        with suppress(RiskstreamError, KafkaError):
+            self._plain.close()
+        if self._upstream is not None:
+            with suppress(RiskstreamError, KafkaError):
+                self._upstream.close()
+        self._upstream = None
+        while not self._ended.wait(0.2):
+            try:
+                self._plain = self._client.plain_producer()
+                return
+            except (RiskstreamError, KafkaError) as error:
+                self.trouble.append(str(error))
 
     def _publish(self, chunk: Chunk) -> None:
         for topic, items in groupby(chunk.items, key=lambda item: item.topic):
@@ -156,5 +173,9 @@ class Publisher:
 
     def _wait_until_visible(self) -> None:
         """The end of a transaction reaches its partitions a little later; a label must not overtake it."""
+        deadline = time.monotonic() + _VISIBLE_S
         while self._committed.end_offsets(self._inputs) != self._written.end_offsets(self._inputs):
+            if time.monotonic() > deadline:
+                self.trouble.append("the end of a transaction does not reach its partitions")
+                return
             time.sleep(0.01)

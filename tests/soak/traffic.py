@@ -16,13 +16,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from stream.errors import RiskstreamError
 from stream.kafka.kafka_python.client import KafkaPythonClient
+from stream.kafka.kafka_python.producer import KafkaPythonProducer
 from stream.kafka.port import Producer
 from tests.crash import traffic as small
 from tests.crash.traffic import Chunk, Item
@@ -79,6 +80,11 @@ class SoakTraffic(small.Traffic):
 
 def _label(item: Item) -> bool:
     return item.topic == "labels"
+
+
+def flush(producer: Producer) -> None:
+    """Sends what is queued: an abort would drop it, and the log would never hold an aborted record."""
+    cast(KafkaPythonProducer, producer)._vendor.flush(timeout=20.0)
 
 
 class Publisher:
@@ -168,6 +174,7 @@ class Publisher:
         self._upstream.begin()
         for item in chunk.items:
             self._upstream.produce(self._topics[item.topic], item.value, key=item.key, headers=item.headers)
+        flush(self._upstream)
         (self._upstream.commit if chunk.end == "commit" else self._upstream.abort)()
         self._wait_until_visible()
 

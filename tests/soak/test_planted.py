@@ -1,0 +1,93 @@
+"""One defect at a time is planted into workers on the real servers, and the soak's checker must turn red.
+
+The same scenes without a defect are green. (In memory, with more kinds of defects: crash/test_checker_can_fail.py.)
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from tests.broker.harness import until
+from tests.soak.conftest import MakeScene
+from tests.soak.plants import PLANTS
+from tests.soak.scene import Scene
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis]
+
+Play = Callable[[Scene, Sequence[str]], list[str]]
+
+
+def quiet(scene: Scene, plants: Sequence[str]) -> list[str]:
+    """Nothing happens to the worker."""
+    worker = scene.worker("w0", plants=plants)
+    scene.publish(120)
+    scene.deployment.wait_done()
+    assert worker.terminate() == 0
+    return scene.complaints()
+
+
+def killed_inside_commit(scene: Scene, plants: Sequence[str]) -> list[str]:
+    """It dies when the offsets are in the transaction and the transaction is open; its successor ends the work."""
+    worker = scene.worker("w0", plants=plants)
+    worker.wait_ready()
+    worker.order("turn:inside_commit", hit=3)
+    scene.publish(120)
+    assert worker.wait_reached(30.0)
+    assert worker.wait_exit() == -signal.SIGKILL
+    ahead = scene.rows_ahead()
+    successor = scene.worker("w0")
+    scene.deployment.wait_done()
+    assert successor.terminate() == 0
+    return ahead + scene.complaints()
+
+
+def zombie_in_mid_flush(scene: Scene, plants: Sequence[str]) -> list[str]:
+    """It stands still with part of a flush done, loses its partitions, and goes on when all has been done."""
+    sleeper = scene.worker("w0", plants=plants)
+    scene.publish(80)
+    scene.deployment.wait_done()
+    sleeper.order("flush:after_chunk", act="stop")
+    scene.publish(80)
+    assert sleeper.wait_reached(30.0)
+    other = scene.worker("w1")
+    scene.publish(80)
+    scene.deployment.wait_done()
+    assert other.terminate() == 0
+    sleeper.send(signal.SIGCONT)
+    before = len(sleeper.logs("assigned"))
+    until(lambda: not sleeper.alive or len(sleeper.logs("assigned")) > before, "the sleeper has found out")
+    if sleeper.alive:
+        assert sleeper.terminate() == 0
+    else:
+        assert sleeper.exit_code == 10
+    return scene.complaints()
+
+
+@pytest.mark.parametrize("play", [quiet, killed_inside_commit, zombie_in_mid_flush])
+def test_nothing_is_found_where_nothing_is_planted(scene: MakeScene, play: Play) -> None:
+    assert play(scene(), []) == []
+
+
+@pytest.mark.parametrize(
+    ("plant", "play", "red"),
+    [
+        ("dropped_score", quiet, "lost: "),
+        ("doubled_score", quiet, "twice: "),
+        ("changed_score", quiet, "different: "),
+        ("read_uncommitted", quiet, "a score of nothing"),
+        ("rows_before_commit", killed_inside_commit, "ahead: "),
+        ("offsets_outside_the_transaction", killed_inside_commit, "lost: "),
+        ("any_row_replaces_any", zombie_in_mid_flush, "rows_different: "),
+    ],
+)
+def test_a_planted_defect_is_found(scene: MakeScene, plant: str, play: Play, red: str) -> None:
+    found = play(scene(), [plant])
+    assert [line for line in found if red in line], found
+
+
+def test_every_plant_is_tried() -> None:
+    tried = {mark.args[1][i][0] for mark in test_a_planted_defect_is_found.pytestmark for i in range(len(mark.args[1]))}
+    assert tried == set(PLANTS)

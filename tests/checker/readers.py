@@ -11,7 +11,7 @@ import redis
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient
 
-_ROW = re.compile(rb"\{([^:}]*):([^:}]*):(\d+)\}:(row:|checkpoint)")
+_ROW = re.compile(rb"\{([^:}]*):([^:}]*):(\d+)\}:(row:|head)")
 _COPY = re.compile(rb"\{([^:}]*):([^:}]*):copies-.\}:copy:")
 _SCAN_COUNT = 2_000
 
@@ -76,11 +76,12 @@ class StateReader:
         return {name: value for name, value in zip(names, values, strict=True) if value is not None}
 
     def checkpoint(self, partition: int) -> bytes | None:
-        """The bytes of W of a partition."""
+        """The text of W of a partition: the second word of its head."""
         for name in self._names():
             match = _ROW.match(name)
-            if match and match[4] == b"checkpoint" and int(match[3]) == partition:
-                return self._values([name])[0]
+            if match and match[4] == b"head" and int(match[3]) == partition:
+                (head,) = self._values([name])
+                return head.split(b" ")[1] if head else None
         return None
 
     def copies(self, partition: int) -> dict[bytes, bytes]:

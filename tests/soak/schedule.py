@@ -19,6 +19,7 @@ POINTS = (
     "flush:after_accounts",
     "flush:after_entities",
     "flush:after",
+    "restore:after_claim",
     "restore:after_step",
 )
 """The named points of a turn, of a flush and of a restore, at which a worker is killed or stopped."""

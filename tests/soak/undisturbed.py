@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -49,7 +48,8 @@ def run(settings: Settings, contents: checks.Contents, partition: int, partition
     store = MemoryStore(
         settings.state_namespace, domain.spec_id, server, settings.redis.key_secret.get_secret_value().encode()
     )
-    scorer = app.load_scorer(settings.scoring.bundle or Path(), domain) if settings.scoring.bundle else None
+    bundle = settings.scoring.bundle
+    scorer = app.load_scorer(bundle, domain, settings.scoring) if bundle is not None else None
     worker = app.build_worker(
         settings, domain, MemoryKafka(cluster, settings.kafka), store, Metrics(CollectorRegistry()),
         scorer=scorer, clock=clock,
@@ -57,7 +57,8 @@ def run(settings: Settings, contents: checks.Contents, partition: int, partition
     worker.start()
     _play(cluster, clock, worker, settings, contents, partition)
     worker.finish()
-    checkpoint = store.load_checkpoint(partition) or (0, 0)
+    head = store.load_head(partition)
+    checkpoint = (head.checkpoint if head is not None else None) or (0, 0)
     return Undisturbed(
         _outputs(cluster, topics.scores, partition), _outputs(cluster, topics.alerts, partition),
         server.rows, (checkpoint[0], checkpoint[1]),

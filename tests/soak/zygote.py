@@ -133,15 +133,15 @@ def reap() -> None:
 
 def preload(bundle: str | None) -> None:
     """Loads the model and compiles the schemas, so that a child need not."""
-    domain = app.load_domain(load_settings(None, {}, {}).settings)
+    settings = load_settings(None, {}, {}).settings
+    domain = app.load_domain(settings)
     if bundle:
-        scorer = app.load_scorer(Path(bundle), domain)
+        scorer = app.load_scorer(Path(bundle), domain, settings.scoring)
         app.load_scorer = lambda *_, **__: scorer
     known = functools.cache(Decoder)
     pipeline.Decoder = known
-    limits = load_settings(None, {}, {}).settings.batch
     for schema in (domain.event, domain.label):
-        known(schema, limits, time_field=domain.time_field)
+        known(schema, settings.batch, time_field=domain.time_field)
 
 
 def main() -> None:

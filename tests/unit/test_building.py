@@ -242,4 +242,4 @@ def test_a_log_without_its_beginning_makes_the_workers_scores_cold(world: World)
 def builder_of(world: World, settings: Settings, store: MemoryStore) -> StateBuilder:
     parts = app.state_parts(settings, world.client, store, DOMAIN, world.clock, PARTITIONS, scores_aligned=True)
     offsets = CommittedOffsets(world.client.reader(), world.client.admin(), settings.kafka.group)
-    return StateBuilder(settings, store, *parts, offsets, world.clock, PARTITIONS, scores_aligned=True)
+    return StateBuilder(settings, store, *parts, offsets, world.clock, PARTITIONS)

@@ -7,7 +7,7 @@ import pytest
 from stream.clock import ManualClock
 from stream.engine import pressure
 from stream.scoring.lineup import CHALLENGERS, Change
-from tests.crash.checker import differences, row_differences
+from tests.checker.checks import differences, row_differences
 from tests.crash.cluster import Cluster, Fault, Play
 from tests.crash.scenes import turn
 from tests.crash.small import FormulaScorer

@@ -104,7 +104,7 @@ def test_a_rebuild_keeps_what_features_remember_for_life_or_says_so(clock: Manua
 
 
 def _origins(lines: list[str]) -> set[str]:
-    return {line[: line.index(")") + 1] for line in lines}
+    return {line[line.index("(") : line.index(")") + 1] for line in lines}
 
 
 def test_a_store_that_lost_everything_may_start_cold(clock: ManualClock) -> None:

@@ -237,8 +237,10 @@ def offsets_back(arena: Arena, planned: Strike) -> None:
         arena.stop_workers()
         stood = arena.deployment.committed()
         topic = arena.deployment.topics.transactions
-        chosen = max((tp for tp in stood if tp.topic == topic), key=lambda tp: stood[tp].offset)
-        arena.deployment.move_offsets({chosen: CommittedOffset(max(0, stood[chosen].offset - 20), "")})
+        checkpoints = {number: arena.state.checkpoint(number) for number in range(arena.deployment.partitions)}
+        known = {number: int(text.split(b":")[0]) for number, text in checkpoints.items() if text not in (None, b"-")}
+        chosen = max(known, key=lambda number: known[number])
+        arena.deployment.move_offsets({TopicPartition(topic, chosen): CommittedOffset(known[chosen] // 2, "")})
         _refused(arena, 13, "redis.namespace", "riskstream state rebuild")
         arena.deployment.move_offsets(stood)
         arena.start_workers()
@@ -265,7 +267,10 @@ def log_truncated(arena: Arena, planned: Strike) -> None:
 def _refused(arena: Arena, code: int, *words: str) -> None:
     """A worker that is started now must refuse with this code, and name these ways out."""
     worker = arena.spawn(arena.new_id())
-    found = worker.wait_exit()
+    child = worker.child
+    assert child is not None
+    found = child.wait(_REACH_S + _SESSION_S)
+    worker.kill()
     text = worker.output()
     if found != code or not all(word in text for word in words):
         arena.complain(f"not refused with {code} and {words}, but {found}: {text[-1500:]}")

@@ -26,8 +26,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream.events.moments import moment_text
+from stream.events.moments import moment_ms, moment_text
+from stream.events.records import DECISIONS
 from stream.history.batch import NEVER_MS
+from stream.simulate.payments import DAY_MS
 from stream.simulate.simulation import Simulation
 from stream.stack import ApacheKafka, PrometheusServer, RedisServer
 from tests.broker.conftest import after_history, bundle, simulation  # noqa: F401  # fixtures
@@ -45,6 +47,7 @@ from tests.deploy.dashboards import (
     unread,
     variable_queries,
 )
+from tests.unit.naive_quality import Score, Verdict, naive_counts
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.slow]
 
@@ -235,6 +238,49 @@ def test_the_numbers_of_the_overview_are_those_of_the_traffic(scene: Scene) -> N
     assert len(recall) == 2, "champion and challenger"
     assert all(0 < value <= 1 for value in recall)
     assert set(scene.answers["overview: Alerts that fire A"]) == {1}
+
+
+def test_the_figures_of_quality_are_those_of_a_slow_look_at_the_topics(scene: Scene) -> None:
+    found = scene.deployment.scores()
+    identities = {key: place for place, key in enumerate({identity_of(score.content): None for score in found})}
+    scores = [
+        Score(
+            identity=identities[identity_of(score.content)],
+            time_ms=moment_ms(score.content["timestamp"]),
+            amount_minor=0,
+            probability=score.content["probability"],
+            decision=DECISIONS.index(score.content["decision"]),
+            model=score.content["model"],
+        )
+        for score in found
+    ]
+    contents = [
+        json.loads(record.value or b"")
+        for record in scene.deployment.read(scene.deployment.topics.labels)
+        if record.key
+    ]
+    labels = [
+        Verdict(
+            identities[identity_of(label)],
+            moment_ms(label["timestamp"]),
+            moment_ms(label["labelled_at"]),
+            label["fraud"],
+        )
+        for label in contents
+    ]
+    expected = naive_counts(scores, labels, maturity_ms=MATURITY_DAYS * DAY_MS, window_ms=7 * DAY_MS, model="tiny@7")
+    assert expected["labelled_fraud"] > 10
+    for kind in ("scored", "suspicious", "declined", "labelled_fraud"):
+        got = scene.quality.metric("riskstream_quality_events", kind=kind, model="tiny@7", window="7d")
+        assert got == expected[kind], kind
+    for kind, name in (("caught", "caught"), ("missed", "missed")):
+        # Late labels are made up for: never fewer than have come.
+        got = scene.quality.metric("riskstream_quality_events", kind=kind, model="tiny@7", window="7d")
+        assert expected[name] <= got <= 5 * max(expected[name], 1), kind
+
+
+def identity_of(content: Mapping[str, Any]) -> tuple[str, str]:
+    return content["account_id"], content["event_id"]
 
 
 def test_every_rule_can_be_asked(scene: Scene) -> None:

@@ -373,6 +373,7 @@ class Worker:
                 self._waiting_for_store = False
             except UnavailableError as error:
                 self._log.warning("restore waits", partition=partition.number, error=str(error))
+                self._metrics.redis_errors.labels("unavailable").inc()
                 self._waiting_for_store = True
                 degrade = self._settings.state.on_store_unavailable == "degrade"
                 if degrade and self._restorer.begin_degraded(partition, self._consumer):

@@ -195,3 +195,14 @@ def test_a_store_that_stutters_during_a_restore(
     monkeypatch.undo()
     if policy == "pause":
         assert compare(cluster, clock, given=given) == []
+
+
+def test_a_restore_that_waits_for_the_store_is_counted_at_every_try(clock: ManualClock) -> None:
+    cluster = Cluster(clock, partitions=1)
+    worker = cluster.worker("w0")
+    cluster.server.available = False
+    for _ in range(20):
+        worker.run_once()
+        clock.advance_ms(100)
+    assert worker.waiting_for_store
+    assert cluster.metrics[0].redis_errors.labels("unavailable")._value.get() > 5, "an alert hangs on it"

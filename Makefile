@@ -10,7 +10,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock schemas reference dashboards replay-sparkov soak deploy-check image-check fuzz audit quality bench bench-check tuning profile clean
+.PHONY: help setup demo test check format lock schemas reference dashboards replay-sparkov soak deploy-check image-check rehearsal fuzz audit quality bench bench-check tuning profile clean
 
 PYTHON ?= python3
 KAFKA ?= embedded
@@ -91,7 +91,7 @@ replay-sparkov: $(READY) ## a public card history through real Kafka and Redis, 
 
 deploy-check: $(READY) ## docker-compose.yml, the Dockerfile's locks and the Helm chart; builds helm the first time
 	deploy/helm/tools.sh
-	$(BIN)/python -m pytest $(NO_SKIPS) tests/deploy
+	$(BIN)/python -m pytest $(NO_SKIPS) $(addprefix tests/deploy/test_,chart.py compose.py image.py)
 
 image-check: $(READY) ## build the image with buildah and run it; root on Debian, about 15 minutes and 25 GB
 	deploy/image_check.sh
@@ -111,6 +111,9 @@ profile: $(READY) ## a flame graph of the engine under load: profile.svg; CLIENT
 soak: $(READY) ## kills, outages and zombies against real servers, then an independent checker: KILLS= SEED= SECONDS= VARIANT=
 	$(BIN)/python -m tests.soak --kills $(or $(KILLS),$(if $(SECONDS),10000,50)) --seed $(or $(SEED),1) $(if $(SECONDS),--seconds $(SECONDS)) \
 	  $(if $(VARIANT),--variant $(VARIANT)) $(if $(RATE),--rate $(RATE)) $(if $(ONLY),--only $(ONLY))
+
+rehearsal: $(READY) ## disasters on real Kafka and Redis under traffic, then the audit; about 3 minutes
+	$(BIN)/python -m bench.rehearsal
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist

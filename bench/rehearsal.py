@@ -1,8 +1,8 @@
 """Disasters, rehearsed: real Kafka and Redis on this machine, two workers, traffic all the while.
 
 Run by `make rehearsal`. After each disaster it waits until the group has done everything that was published up to a
-second after it, and says how long that took. At the end `riskstream audit` counts: every event must have exactly one outcome.
-Exit code 1 when it has not, or when something did not recover. The last line of stdout is JSON.
+second after it, and says how long that took. At the end `riskstream audit` counts: every event must have exactly one
+outcome. Exit code 1 when it has not, or when something did not recover. The last line of stdout is JSON.
 """
 
 from __future__ import annotations

@@ -410,9 +410,11 @@ def build_observer(
         for topic in (settings.topics.scores, settings.topics.labels)
     )
     records = RecordReader(domain, load_rates(settings, domain))
+    secret = settings.scoring.signature_key
+    key = secret.get_secret_value().encode() if secret is not None else None
     reader = client.reader()
     return Observer(
-        settings.quality, reader, records, References(bundles), metrics, clock, scores=scores, labels=labels
+        settings.quality, reader, records, References(bundles, key), metrics, clock, scores=scores, labels=labels
     )
 
 

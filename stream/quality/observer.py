@@ -142,7 +142,7 @@ class Observer:
         scores = [record for tp in self._scores for record in polled.get(tp, ())]
         labels = [record for tp in self._labels for record in polled.get(tp, ())]
         if scores:
-            columns, shadows, unreadable = self._records.scores(scores)
+            columns, shadows, unreadable = self._records.scores(scores, self._clock.now_ms() + _DAY_MS)
             self.book.outcomes["scores", "unreadable"] += unreadable
             self.book.add_scores(columns, shadows)
         if labels:

@@ -37,13 +37,17 @@ class RecordReader:
         self._domain, self._money = domain, money
         self._labels = Decoder(domain.label, BatchSettings(), time_field=domain.time_field)
 
-    def scores(self, records: Sequence[Record]) -> tuple[ScoreColumns, list[ScoreColumns], int]:
-        """The readable ones as columns, the challengers' scores in them by role, and how many could not be read."""
+    def scores(self, records: Sequence[Record], before_ms: int) -> tuple[ScoreColumns, list[ScoreColumns], int]:
+        """The readable ones as columns, the challengers' scores in them by role, and how many could not be read.
+
+        An event time at or after `before_ms` cannot be: one broken clock must not age all other events.
+        """
         found = [content for content in map(self._score, records) if content is not None]
         domain = self._domain
         time_ms = moments_ms([content[domain.time_field] for content in found])
-        if found and bool((time_ms == NO_MOMENT).any()):
-            kept = np.flatnonzero(time_ms != NO_MOMENT)
+        possible = (time_ms != NO_MOMENT) & (time_ms < before_ms)
+        if not possible.all():
+            kept = np.flatnonzero(possible)
             found, time_ms = [found[i] for i in kept.tolist()], time_ms[kept]
         amounts = np.array([content.get(domain.amount_field) for content in found], dtype=np.float64)
         amounts[~((amounts >= 0) & (amounts <= MAX_AMOUNT))] = np.nan
@@ -133,8 +137,8 @@ def _verdicts(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 class References:
     """The references of the bundles in the folders given, by model."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._folders = tuple(folders)
+    def __init__(self, folders: Sequence[Path], signature_key: bytes | None = None) -> None:
+        self._folders, self._signature_key = tuple(folders), signature_key
         self._log = structlog.get_logger("riskstream.quality")
 
     def read(self) -> dict[str, Reference]:
@@ -145,7 +149,7 @@ class References:
         found = {}
         for folder in self._folders:
             try:
-                bundle = verify(folder, golden=False)
+                bundle = verify(folder, signature_key=self._signature_key, golden=False)
             except BundleRefused as error:
                 self._log.warning("no reference for drift", bundle=str(folder), error=str(error))
                 continue

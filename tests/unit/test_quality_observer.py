@@ -20,6 +20,7 @@ from stream.events.moments import moment_text
 from stream.kafka.memory import MemoryBroker, MemoryKafka
 from stream.quality.metrics import QualityMetrics
 from stream.quality.observer import WINDOWS, Observer
+from stream.quality.reading import References
 from stream.topics import topic_names
 
 DAY_MS = 86_400_000
@@ -127,6 +128,16 @@ def test_figures_from_the_topics(scores: list[dict[str, Any]]) -> None:
     assert sample("quality_sample_ratio") == 1
 
 
+def test_one_broken_clock_does_not_age_all_other_events(scores: list[dict[str, Any]]) -> None:
+    corner = Corner()
+    corner.publish(corner.settings.topics.scores, [scores[0] | {"timestamp": "2099-01-01T00:00:00.000Z"}, *scores])
+    observer, _ = corner.observer()
+    found = observer.run_to_end()
+    assert found.clock_ms < START_MS + 10 * DAY_MS
+    assert found.quality["m@1", "30d"].counts["scored"] > 700
+    assert observer.book.outcomes["scores", "unreadable"] == 1
+
+
 def test_challengers_are_judged_by_the_same_labels(scores: list[dict[str, Any]]) -> None:
     """One challenger would have found every fraud and nothing else; labels before and behind their scores."""
     plain, shadowed = Corner(), Corner()
@@ -223,3 +234,8 @@ def test_the_command_prints_tables_or_json(scores: list[dict[str, Any]], monkeyp
     document = json.loads(runner.invoke(quality_app, ["--json"]).stdout.splitlines()[-1])
     assert {row["window"] for row in document["quality"]} == set(WINDOWS)
     assert document["quality"][0]["ratios"]["recall"] == pytest.approx(0.5)
+
+
+def test_a_bundle_that_does_not_verify_gives_no_reference(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    assert References([tmp_path, tmp_path / "gone"]).read() == {}

@@ -39,6 +39,8 @@ class Job:
     """What the cases share. `folder` is thrown away; the bundle is trained once and kept in the cache."""
 
     folder: Path
+    trained: Path | None = None
+    """A bundle to take instead, with its own thresholds."""
 
     @cached_property
     def rates(self) -> Path:
@@ -65,7 +67,7 @@ class Job:
 
     @property
     def bundle(self) -> Path:
-        return self.model / "bundle"
+        return self.trained or self.model / "bundle"
 
     def events(self, count: int, *, accounts: int = ACCOUNTS) -> HistoryBatch:
         """The first `count` events of the simulated timeline."""
@@ -80,9 +82,9 @@ class Job:
     @property
     def scoring(self) -> dict[str, str]:
         """The settings that every worker and every offline run of the job has, as environment variables."""
-        return {
+        policy = {} if self.trained else {"RISKSTREAM_SCORING__POLICY": str(self.model / "policy.yaml")}
+        return policy | {
             "RISKSTREAM_SCORING__BUNDLE": str(self.bundle),
-            "RISKSTREAM_SCORING__POLICY": str(self.model / "policy.yaml"),
             "RISKSTREAM_SCORING__RATES": str(self.rates),
             "RISKSTREAM_LOG__FORMAT": "json",
         }

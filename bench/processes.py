@@ -23,7 +23,7 @@ from stream.stack import ApacheKafka, RedisServer
 from stream.stack.process import HOST, free_port
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
 
 
 def cpu_s(pid: int) -> float:

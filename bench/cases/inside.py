@@ -15,8 +15,11 @@ _EVENTS, _QUICK_EVENTS = 60_000, 24_000
 
 
 def run(job: Job, *, quick: bool) -> dict[str, Any]:
+    return of_events(job, _QUICK_EVENTS if quick else _EVENTS)
+
+
+def of_events(job: Job, count: int) -> dict[str, Any]:
     """The first half brings the rows into memory, the second counts. CPU of the engine's thread."""
-    count = _QUICK_EVENTS if quick else _EVENTS
     before = unit(job, repeats=3)
     with RedisServer(job.folder / "inside-redis") as redis:
         engine = InsideEngine(job, redis)

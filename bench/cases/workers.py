@@ -26,6 +26,7 @@ def _of(job: Job, workers: int, count: int) -> dict[str, Any]:
         try:
             start = deployment.until(_BURN_IN * count, *started)
             end = deployment.until(0.97 * count, *started)
+            deployment.until(count, *started)
             for worker in started:
                 worker.finish()
         finally:

@@ -12,15 +12,18 @@ from bench.job import Job
 from stream.stack import RedisServer
 from tests.conftest import require
 
+_EVENTS = 6_000
+_EXPECTED = 0.015
+"""Of this engine to the tests' tiny net. Measured: 0.030 to 0.040; the committed ratios are of a net of full size."""
 _GENEROUS = 0.6
 """CI shares its cores: ratios are steadier than times, but not steady."""
 
 
 @pytest.mark.redis
-@pytest.mark.slow
-def test_the_engine_keeps_its_ratio_to_the_bare_model(tmp_path: Path) -> None:
+def test_the_engine_keeps_its_ratio_to_the_bare_model(bundle: Path, tmp_path: Path) -> None:
     require(RedisServer)
-    found = report.ratios({"inside": inside.run(Job(tmp_path), quick=True)})
-    rows = check.compare(check.committed_ratios(check.COMMITTED), found, _GENEROUS)
+    found = report.ratios({"inside": inside.of_events(Job(tmp_path, bundle), _EVENTS)})
+    rows = check.compare({"inside_to_model": _EXPECTED}, found, _GENEROUS)
+    print(rows)
     assert [name for name, *_ in rows] == ["inside_to_model"]
     assert [row for row in rows if row[-1] == "WORSE"] == []

@@ -263,5 +263,5 @@ def test_the_older_of_two_workers_with_one_id_ends(deploy: Deploy) -> None:
     assert older.wait_exit() == 10
     assert "kafka.worker_id" in older.output()
     deployment.wait_done()
-    assert newer.is_ready()
+    until(newer.is_ready, "the newer worker is ready")
     assert len(deployment.check_exactly_once()) == len(events)

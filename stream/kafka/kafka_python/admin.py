@@ -172,4 +172,4 @@ def check_not_replaced(settings: KafkaSettings, group_id: str, instance_id: str,
             admin.close()
     for member in members:
         if member["group_instance_id"] == instance_id and member["member_id"] != member_id:
-            raise FencedError(f"another consumer has joined the group as {instance_id}")
+            raise FencedError(f"another consumer has joined the group with this kafka.worker_id, {instance_id}")

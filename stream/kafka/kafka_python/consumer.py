@@ -252,7 +252,9 @@ class KafkaPythonConsumer(_Partitions):
         # poll would go on reading as if nothing had happened.
         coordinator = self._vendor._coordinator
         if coordinator.stable() and not coordinator._heartbeat_enabled:
-            raise FencedError(f"another consumer has joined the group as {self._settings.worker_id}")
+            raise FencedError(
+                f"another consumer has joined the group with this kafka.worker_id, {self._settings.worker_id}"
+            )
 
     def _listening(self) -> RebalanceListener:
         assert self._listener is not None  # no rebalance before subscribe

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from redis import exceptions
 
 from stream.errors import (
@@ -12,6 +14,7 @@ from stream.errors import (
     RiskstreamError,
     UnavailableError,
 )
+from stream.state.redis_scripts import TEXT_BY_SHA
 from stream.tls import REDIS_TLS, tls_problem
 
 _WRONG_PASSWORD = (exceptions.AuthenticationError, exceptions.AuthenticationWrongNumberOfArgsError)
@@ -34,14 +37,20 @@ def _refused(error: Exception, key_prefix: bytes) -> RiskstreamError | None:
     # A missing right inside a script comes as a mere error of the script.
     if isinstance(error, _REFUSED) or any(word in text for word in _REFUSED_INSIDE_A_SCRIPT):
         return NotAuthorisedError(
-            f"Redis refused a right ({text}): give the user of redis.url its commands on ~{key_prefix.decode()}*; "
-            f"`riskstream rights` lists them"
+            f"Redis refused a right ({text}){_needs_of_script(text)}: give the user of redis.url its commands on "
+            f"~{key_prefix.decode()}*; `riskstream rights` lists them"
         )
     if isinstance(error, _WRONG_PASSWORD) or "NOAUTH" in text:
         return CredentialsError(f"Redis refused the user or the password of redis.url ({text}): correct them there")
     if (problem := tls_problem(error, REDIS_TLS)) is not None:
         return CertificateError(f"connecting to Redis: {problem}")
     return None
+
+
+def _needs_of_script(text: str) -> str:
+    """Redis names the script that was refused a command, and not the command."""
+    names = [re.findall(r"redis\.call\('(\w+)'", script) for sha, script in TEXT_BY_SHA.items() if sha in text]
+    return f", this script needs {', '.join(dict.fromkeys(names[0]))}" if names else ""
 
 
 def _otherwise(error: Exception) -> RiskstreamError:

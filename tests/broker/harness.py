@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 import os
@@ -16,7 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
+from unittest.mock import patch
 
+import pytest
 from kafka import IsolationLevel
 from kafka import TopicPartition as VendorPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewPartitions, OffsetSpec
@@ -25,6 +29,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream import app
+from stream.cli import main
 from stream.clock import SystemClock
 from stream.config import load_settings
 from stream.events.moments import moment_text
@@ -461,6 +466,21 @@ def _run_until_done(worker: Any, client: KafkaClient, group: str, ends: Mapping[
 def lasting(content: Mapping[str, Any]) -> dict[str, Any]:
     """A score without what tells when it was made."""
     return {name: value for name, value in content.items() if name not in _ENVELOPE}
+
+
+def run_command(environment: Mapping[str, str], *words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `riskstream ...`, run in this process: that saves its start."""
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
+    with (
+        patch.dict(os.environ, environment),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main([*map(str, words)])
+    out.flush()
+    assert isinstance(out.buffer, io.BytesIO)
+    return int(ended.value.code or 0), out.buffer.getvalue().decode(), err.getvalue()
 
 
 def _dotted(settings: Mapping[str, object]) -> dict[str, object]:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import io
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
-from stream.cli import main
 from stream.events.moments import moment_text
 from stream.kafka.headers import REDRIVEN, redriven
 from stream.kafka.partitioner import partition_for
 from tests.broker.conftest import Deploy
-from tests.broker.harness import Deployment, Message, label_of, message_of, messages_of, payments
+from tests.broker.harness import Deployment, Message, label_of, message_of, messages_of, payments, run_command
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
@@ -27,18 +22,10 @@ OWN = [("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01
 
 
 def run(deployment: Deployment, *words: object, code: int = 0) -> str:
-    """What `riskstream ...` prints on stdout, and on stderr where it is to fail. In this process: that is quick."""
-    out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
-    with (
-        patch.dict(os.environ, deployment.environment()),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main([*map(str, words)])
-    assert (ended.value.code or 0) == code, err.getvalue()
-    out.flush()
-    return out.buffer.getvalue().decode() + (err.getvalue() if code else "")  # type: ignore[attr-defined]
+    """What `riskstream ...` prints on stdout, and on stderr where it is to fail."""
+    ended, out, err = run_command(deployment.environment(), *words)
+    assert ended == code, err
+    return out + (err if code else "")
 
 
 def told(deployment: Deployment, *words: object, code: int = 0) -> str:

@@ -6,10 +6,7 @@ Every refusal is an exit code and a message that names the setting or the right;
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +15,16 @@ import pytest
 from stream.config import Settings
 from stream.rights import REDIS_COMMANDS, KafkaRight, Role, kafka_commands, kafka_rights, redis_rule
 from stream.stack import ApacheKafka, RedisServer
-from tests.broker.harness import Deployment, Message, WorkerProcess, label_of, message_of, messages_of, payments
+from tests.broker.harness import (
+    Deployment,
+    Message,
+    WorkerProcess,
+    label_of,
+    message_of,
+    messages_of,
+    payments,
+    run_command,
+)
 from tests.broker.secure_servers import PASSWORD, Certificates, SecureKafka, SecureRedis, make_certificates
 from tests.conftest import require
 
@@ -110,10 +116,8 @@ class Corner:
 
     def tool(self, *words: str, **settings: object) -> tuple[int, str]:
         """Exit code and all output of another command."""
-        environment = {**os.environ, **self.deployment.environment(**{**self.secure, **settings})}
-        command = [sys.executable, "-m", "stream.cli", *words]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout + done.stderr
+        code, out, err = run_command(self.deployment.environment(**{**self.secure, **settings}), *words)
+        return code, out + err
 
 
 class _NoRedis:
@@ -188,15 +192,17 @@ def test_the_least_rights_are_enough(corner: Callable[..., Corner]) -> None:
     assert len(deployment.check_exactly_once()) == 50
 
 
-def test_each_right_on_kafka_is_needed(corner: Callable[..., Corner]) -> None:
+@pytest.mark.parametrize(("client", "tried"), [("kafka-python", range(7)), ("confluent", (0, 2, 5, 6))])
+def test_each_right_on_kafka_is_needed(corner: Callable[..., Corner], client: str, tried: Sequence[int]) -> None:
     """All but one: the worker ends with 11, and its message says what is missing."""
     names = {"topic": "topics.", "group": "kafka.group", "transactional-id": "transactional id"}
     running: list[tuple[WorkerProcess, KafkaRight]] = []
-    for number in range(len(kafka_rights(Settings(), Role.WORKER))):
+    assert len(kafka_rights(Settings(), Role.WORKER)) == 7
+    for number in tried:
         place = corner()
         rights = kafka_rights(place.settings, Role.WORKER)
         place.allow(kafka=[right for right in rights if right != rights[number]])
-        running.append((place.worker(), rights[number]))
+        running.append((place.worker(kafka__client=client), rights[number]))
     for worker, right in running:
         named = right.name if right.resource == "topic" else right.resource.replace("-", " ")
         refused(worker, 11, names[right.resource], named, "riskstream rights")
@@ -208,24 +214,30 @@ def test_a_wrong_password_and_wrong_certificates(
     place = corner().allow()
     kafka_of = {name: {"kafka__bootstrap_servers": address} for name, address in kafka.secure.items()}
     url, other = place.redis.url, corner(certificates.expired).allow()
-    cases: list[tuple[dict[str, object], int, tuple[str, ...]]] = [
+    of_kafka: list[tuple[dict[str, object], int, tuple[str, ...]]] = [
         ({"kafka__sasl_password": "wr0ng-zq7"}, 17, ("kafka.sasl_password", "kafka.sasl_username")),
+        ({"kafka__sasl_username": "nobody"}, 17, ("kafka.sasl_password", "kafka.sasl_username")),
         (kafka_of["expired"], 18, ("certificate has expired",)),
         (kafka_of["otherhost"], 18, ("another host", "kafka.bootstrap_servers")),
         ({"kafka__ssl_ca_file": certificates.other_ca}, 18, ("unknown CA", "kafka.ssl_ca_file")),
+    ]
+    of_redis: list[tuple[dict[str, object], int, tuple[str, ...]]] = [
         ({"redis__url": url(place.name, "wr0ng-zq7")}, 17, ("redis.url", "password")),
         ({"redis__url": other.redis.url(place.name)}, 18, ("certificate has expired",)),
         ({"redis__ssl_ca_file": certificates.other_ca}, 18, ("unknown CA", "redis.ssl_ca_file")),
     ]
-    workers = [place.worker(**settings) for settings, _, _ in cases]
-    for worker, (_, code, words) in zip(workers, cases, strict=True):
-        refused(worker, code, *words)
-    # `doctor` says the same, as findings.
-    for settings, _, words in (cases[0], cases[1], cases[4], cases[6]):
-        code, told = place.tool("doctor", **settings)
-        assert code == 1
-        for word in words:
-            assert word in silent(told)
+    # A worker, for one of each kind; the other commands come through the same doors, sooner.
+    chosen = [of_kafka[0], of_kafka[2], of_redis[0], of_redis[1]]
+    workers = [place.worker(**settings) for settings, _, _ in chosen]
+    for cases, words in ((of_kafka, ("topics", "check")), (of_redis, ("state", "rebuild", "--yes"))):
+        for settings, code, named in cases:
+            ended, told = place.tool(*words, **settings)
+            assert (ended, [name for name in named if name not in silent(told)]) == (code, []), told
+            # `doctor` says the same, as findings.
+            ended, told = place.tool("doctor", **settings)
+            assert (ended, [name for name in named if name not in silent(told)]) == (1, []), told
+    for worker, (_, code, named) in zip(workers, chosen, strict=True):
+        refused(worker, code, *named)
 
 
 def test_a_missing_right_on_redis_ends_a_worker(corner: Callable[..., Corner]) -> None:
@@ -233,7 +245,7 @@ def test_a_missing_right_on_redis_ends_a_worker(corner: Callable[..., Corner]) -
     rule = redis_rule(place.settings, Role.WORKER, place.name)
     assert rule is not None
     place.allow(redis=rule.replace(" +set ", " "))
-    refused(place.worker(), 11, "set", "redis.url", "riskstream rights")
+    refused(place.worker(), 11, "GETRANGE, SET", "redis.url", "riskstream rights")
     elsewhere = corner()
     other = redis_rule(elsewhere.settings, Role.WORKER, elsewhere.name)
     assert other is not None

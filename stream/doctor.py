@@ -5,13 +5,24 @@ Changes nothing: topics are read, never written; the transactional id it takes i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from stream.config import Settings
 from stream.errors import CertificateError, CredentialsError, NotAuthorisedError, RiskstreamError, UnavailableError
-from stream.kafka.port import Admin, CommittedOffset, KafkaClient, Reader, TopicDescription, TopicPartition
+from stream.kafka.partitioner import partition_for
+from stream.kafka.port import (
+    Admin,
+    CommittedOffset,
+    KafkaClient,
+    Reader,
+    Record,
+    TopicDescription,
+    TopicPartition,
+)
+from stream.kafka.reading import read_range
 from stream.state.store import Checkpoint, Finding, StateStore
 
 _DAY_MS = 86_400_000
@@ -20,7 +31,7 @@ _ENVELOPE_BYTES = 65_536
 _ESCAPES = 4
 """How much longer an event may become in a score record, where text is escaped again."""
 _ENOUGH_REPLICAS = 3
-_READ_TIMEOUT_MS = 2_000
+_SAMPLED = 50
 
 
 def examine(
@@ -28,6 +39,8 @@ def examine(
     kafka: KafkaClient | None,
     store: StateStore | None,
     verify_bundle: Callable[[Path], str] | None = None,
+    *,
+    account_field: str = "account_id",
 ) -> list[Finding]:
     """Everything that was found, in the order in which a person would mend it. Blocks for some seconds.
 
@@ -36,7 +49,7 @@ def examine(
     """
     findings: list[Finding] = []
     if kafka is not None:
-        findings += _guarded("kafka", lambda: _kafka(settings, kafka, store))
+        findings += _guarded("kafka", lambda: _kafka(settings, kafka, store, account_field))
     if store is not None:
         findings += _guarded("state store", store.check)
     return findings + _files(settings, verify_bundle)
@@ -66,7 +79,7 @@ def _guarded(subject: str, look: Callable[[], list[Finding]], when_away: str = _
         return [Finding(subject, "error", str(error), remedy)]
 
 
-def _kafka(settings: Settings, kafka: KafkaClient, store: StateStore | None) -> list[Finding]:
+def _kafka(settings: Settings, kafka: KafkaClient, store: StateStore | None, account_field: str) -> list[Finding]:
     admin = kafka.admin()
     try:
         brokers = admin.broker_ids()
@@ -83,7 +96,7 @@ def _kafka(settings: Settings, kafka: KafkaClient, store: StateStore | None) -> 
             message = "may not be read: replication, retention and message sizes are not checked"
             findings.append(Finding("topic configuration", "warning", message, _AS_OPERATOR))
         findings += _guarded("kafka transactions", lambda: _transactions(settings, kafka), _NO_COORDINATOR)
-        findings += _guarded("kafka group", lambda: _positions(settings, kafka, admin, topics, store))
+        findings += _guarded("kafka group", lambda: _positions(settings, kafka, admin, topics, store, account_field))
         return findings
     finally:
         admin.close()
@@ -259,6 +272,7 @@ def _positions(
     admin: Admin,
     topics: Mapping[str, TopicDescription],
     store: StateStore | None,
+    account_field: str,
 ) -> list[Finding]:
     """Rights to read the inputs and the group's offsets, then those offsets beside log and checkpoints."""
     found = [topics[name] for name in _inputs(settings) if name in topics]
@@ -266,22 +280,53 @@ def _positions(
     reader = kafka.reader()
     try:
         first = {partition: reader.first_offset(partition) for partition in partitions}
-        _read_one(reader, first)
+        newest = _newest(reader, first)
     finally:
         reader.close()
     committed = admin.last_committed(settings.kafka.group, partitions)
     findings = [Finding("kafka group", "ok", f"{settings.kafka.group} may read the inputs and its offsets")]
+    findings += _keys(newest, {topic.name: topic.partitions for topic in found}, account_field)
     if store is not None and len(found) == len(_inputs(settings)):
         findings += _guarded("state", lambda: _state(settings, store, first, committed))
     return findings
 
 
-def _read_one(reader: Reader, first: Mapping[TopicPartition, int]) -> None:
-    """Reads a record if there is one: asking for offsets alone does not need the right to read."""
-    filled = {partition: offset for partition, offset in first.items() if reader.end_offset(partition) > offset}
-    if filled:
-        reader.assign(filled)
-        reader.poll(1, _READ_TIMEOUT_MS)
+def _newest(reader: Reader, first: Mapping[TopicPartition, int]) -> list[Record]:
+    """The last records of each partition. Asking for offsets alone would not need the right to read."""
+    ends = {partition: reader.end_offset(partition) for partition in first}
+    return list(read_range(reader, {tp: max(at, ends[tp] - _SAMPLED) for tp, at in first.items()}, ends))
+
+
+def _keys(records: Sequence[Record], partitions: Mapping[str, int], account_field: str) -> Iterator[Finding]:
+    """Whether the newest records lie where their account belongs: in two partitions it would be two accounts."""
+    seen = unkeyed = strays = 0
+    for record in records:
+        account = _account(record.value, account_field)
+        if account is not None:
+            seen += 1
+            unkeyed += record.key != account
+            strays += partition_for(account, partitions[record.topic]) != record.partition
+    if unkeyed:
+        message = f"{unkeyed} of the {seen} newest events and labels are not keyed by their account ({account_field})"
+        remedy = "let every source use the account's id as the key: an account in two partitions is two accounts"
+        yield Finding("keys", "warning", message, remedy)
+    elif strays:
+        message = f"{strays} of the {seen} newest events and labels are not where Kafka's default partitioner puts them"
+        remedy = "fine if all sources, of events and labels, share another partitioner; else an account is two accounts"
+        yield Finding("keys", "warning", message, remedy)
+    elif seen:
+        message = f"the {seen} newest events and labels are keyed by account, in the default partitioner's partitions"
+        yield Finding("keys", "ok", message)
+
+
+def _account(value: bytes | None, account_field: str) -> bytes | None:
+    """The account of an event or a label; None where there is none to be read."""
+    try:
+        content = json.loads(value or b"")
+    except (ValueError, RecursionError):
+        return None
+    account = content.get(account_field) if isinstance(content, Mapping) else None
+    return account.encode("utf-8", "replace") if isinstance(account, str) else None
 
 
 def _state(

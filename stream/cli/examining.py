@@ -22,6 +22,6 @@ def examine_all(settings: Settings, *, golden: bool) -> list[Finding]:
 
     store = open_store(settings, domain)
     try:
-        return examine(settings, connect(settings), store, verified)
+        return examine(settings, connect(settings), store, verified, account_field=domain.account_field)
     finally:
         store.close()

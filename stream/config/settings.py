@@ -19,6 +19,8 @@ def _redis_url(url: SecretStr) -> SecretStr:
         )
     except ValueError:
         readable = False
+    if readable and ("ssl_cert_reqs" in parts.query or "ssl_check_hostname" in parts.query):
+        raise ValueError("certificates are always verified: leave this option out, and set redis.ssl_ca_file")
     if not readable:
         raise ValueError(
             "write redis://user:password@host:port/0, rediss:// for TLS; percent-encode special characters"

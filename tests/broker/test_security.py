@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from stream.config import Settings
+from stream.config import Settings, load_settings
+from stream.errors import NotAuthorisedError
+from stream.kafka.connect import client_of
 from stream.rights import REDIS_COMMANDS, KafkaRight, Role, kafka_commands, kafka_rights, redis_rule
 from stream.stack import ApacheKafka, RedisServer
 from tests.broker.harness import (
@@ -154,7 +157,10 @@ def silent(text: str) -> str:
 
 def refused(worker: WorkerProcess, code: int, *words: str) -> None:
     """The worker ends with this code, and its last words are these."""
-    ended = worker.wait_exit(120)
+    try:
+        ended = worker.wait_exit(120)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"it goes on: {silent(worker.output())[-3_000:]}", pytrace=False)
     output = silent(worker.output())
     assert ended == code, output[-2_000:]
     last = next(line for line in reversed(output.splitlines()) if line.startswith("error:"))
@@ -192,6 +198,38 @@ def test_the_least_rights_are_enough(corner: Callable[..., Corner]) -> None:
     assert len(deployment.check_exactly_once()) == 50
 
 
+def test_operators_and_sources_need_no_more_than_theirs(corner: Callable[..., Corner]) -> None:
+    """An operator looks, counts and redrives; a source writes to the inputs and nowhere else."""
+    place = corner().allow()
+    worker = place.worker()
+    worker.wait_ready(90)
+    place.deployment.wait_done()
+    for role in (Role.OPERATOR, Role.SOURCE):
+        user = f"{place.name}-{role}"
+        place.kafka.add_user(user, kafka_rights(place.settings, role))
+        if (rule := redis_rule(place.settings, role, user)) is not None:
+            place.redis.add_user(rule)
+    user = f"{place.name}-{Role.OPERATOR}"
+    operator = {"kafka__sasl_username": user, "redis__url": place.redis.url(user)}
+    assert json.loads(place.tool("deadletter", "redrive", "--invalid", "--yes", "--json", **operator)[1])["sent"] == 1
+    place.deployment.wait_done()
+    code, told = place.tool("audit", **operator)
+    assert code == 0, told
+    assert "1 of the events were redriven" in told
+    code, told = place.tool("doctor", **operator)
+    assert code == 0, told
+    assert "topic configuration" not in told
+    source = {**place.secure, "kafka__sasl_username": f"{place.name}-{Role.SOURCE}"}
+    settings = load_settings(None, place.deployment.environment(**source), {}).settings
+    producer = client_of(settings.kafka).plain_producer()
+    producer.produce(settings.topics.transactions, b"{}", key=b"k")
+    producer.flush()
+    with pytest.raises(NotAuthorisedError, match=settings.topics.scores):
+        producer.produce(settings.topics.scores, b"{}", key=b"k")
+    producer.close()
+    assert worker.terminate() == 0
+
+
 @pytest.mark.parametrize(("client", "tried"), [("kafka-python", range(7)), ("confluent", (0, 2, 5, 6))])
 def test_each_right_on_kafka_is_needed(corner: Callable[..., Corner], client: str, tried: Sequence[int]) -> None:
     """All but one: the worker ends with 11, and its message says what is missing."""
@@ -214,6 +252,7 @@ def test_a_wrong_password_and_wrong_certificates(
     place = corner().allow()
     kafka_of = {name: {"kafka__bootstrap_servers": address} for name, address in kafka.secure.items()}
     url, other = place.redis.url, corner(certificates.expired).allow()
+    elsewhere = corner(certificates.other_host).allow()
     of_kafka: list[tuple[dict[str, object], int, tuple[str, ...]]] = [
         ({"kafka__sasl_password": "wr0ng-zq7"}, 17, ("kafka.sasl_password", "kafka.sasl_username")),
         ({"kafka__sasl_username": "nobody"}, 17, ("kafka.sasl_password", "kafka.sasl_username")),
@@ -224,6 +263,7 @@ def test_a_wrong_password_and_wrong_certificates(
     of_redis: list[tuple[dict[str, object], int, tuple[str, ...]]] = [
         ({"redis__url": url(place.name, "wr0ng-zq7")}, 17, ("redis.url", "password")),
         ({"redis__url": other.redis.url(place.name)}, 18, ("certificate has expired",)),
+        ({"redis__url": elsewhere.redis.url(place.name)}, 18, ("another host", "redis.url")),
         ({"redis__ssl_ca_file": certificates.other_ca}, 18, ("unknown CA", "redis.ssl_ca_file")),
     ]
     # A worker, for one of each kind; the other commands come through the same doors, sooner.

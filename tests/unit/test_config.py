@@ -187,6 +187,8 @@ def test_bounds_themselves_are_allowed() -> None:
         ("redis.url", f"redis://user:12?{SECRET}@host"),
         ("redis.url", f"http://:{SECRET}@host"),
         ("redis.url", f"redis://:{SECRET}@host:port"),
+        ("redis.url", f"rediss://:{SECRET}@host?ssl_cert_reqs=none"),
+        ("redis.url", f"rediss://:{SECRET}@host?ssl_check_hostname=false"),
         ("redis.key_secret", "hunter2"),
         ("kafka.bootstrap_servers", f"kafka://user:{SECRET}@host"),
         ("kafka.sasl_pasword", SECRET),

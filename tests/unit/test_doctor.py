@@ -13,6 +13,7 @@ from stream.doctor import examine
 from stream.errors import BundleRefused, NotAuthorisedError, RiskstreamError, UnavailableError
 from stream.kafka.memory import MemoryBroker, MemoryKafka
 from stream.kafka.memory.client import MemoryAdmin, MemoryProducer
+from stream.kafka.partitioner import partition_for
 from stream.kafka.port import CommittedOffset, TopicPartition
 from stream.state.memory import MemoryServer, MemoryStore
 from stream.state.store import Checkpoint, Finding
@@ -281,3 +282,30 @@ def test_bundle_policy_and_rates(tmp_path: Path) -> None:
     findings = examine(settings(scoring__policy=tmp_path / "no.yaml", scoring__rates=file), None, None)
     assert level(findings, "scoring.policy") == "error"
     assert of(findings, "scoring.rates") == []
+
+
+@pytest.mark.parametrize(
+    ("key", "partition", "level", "words"),
+    [
+        (b"a1", None, "ok", "keyed by account"),
+        (b"other", None, "warning", "not keyed by their account"),
+        (None, None, "warning", "not keyed by their account"),
+        (b"a1", 1 - partition_for(b"a1", 2), "warning", "default partitioner"),
+    ],
+)
+def test_keys_of_the_newest_events(
+    cluster: Cluster, key: bytes | None, partition: int | None, level: str, words: str
+) -> None:
+    cluster.create()
+    for value in (b'{"account_id": "a1"}', b"no event", b'{"account_id": 7}', b"[1]", None):
+        where = partition_for(b"a1", 2) if key is None and partition is None else partition
+        cluster.broker.append("transactions", value, key=key, partition=where)
+    (found,) = [each for each in examine(Settings(), cluster, None) if each.subject == "keys"]
+    assert found.level == level
+    assert words in found.message
+    assert "a1" not in found.message + found.remedy
+
+
+def test_without_events_nothing_is_said_of_keys(cluster: Cluster) -> None:
+    cluster.create()
+    assert [each for each in examine(Settings(), cluster, None) if each.subject == "keys"] == []

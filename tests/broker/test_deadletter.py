@@ -44,13 +44,12 @@ def test_letters_come_back_once(deploy: Deploy, tmp_path: Path) -> None:
     """The whole life: a producer's clock is ahead, another one's events are malformed, a label too."""
     deployment = deploy(partitions=2, batch__future_tolerance_ms=1_000)
     good = list(payments(60, seed=8, accounts=6))
-    ahead_ms = int(time.time() * 1000) + 8_000
-    early = [
-        {**event, "event_id": f"early-{n}", "timestamp": moment_text(ahead_ms)} for n, event in enumerate(good[:4])
-    ]
     broken = {**good[5], "event_id": "broken", "currency": "eur"}
     label = {**label_of(good[7]), "fraud": "yes"}
     deployment.publish(messages_of(good))
+    ahead_ms = int(time.time() * 1000) + 20_000
+    ahead = moment_text(ahead_ms)
+    early = [{**event, "event_id": f"early-{n}", "timestamp": ahead} for n, event in enumerate(good[:4])]
     deployment.publish([message_of(event, OWN) for event in early])
     deployment.publish([message_of(broken), Message(b"not json", b"a1"), Message(None, b"a2")])
     deployment.publish([message_of(label)], deployment.topics.labels)

@@ -65,7 +65,7 @@ def test_apache_kafka_and_a_worker_with_default_settings(deploy: Deploy, apache_
     check(process.pid, 2)
     worker = deploy(partitions=1).worker()
     worker.launch()
-    worker.wait_ready(90)
+    worker.wait_ready(300)
     process = worker.process
     assert process is not None
     check(process.pid, 1)
@@ -74,7 +74,7 @@ def test_apache_kafka_and_a_worker_with_default_settings(deploy: Deploy, apache_
 def test_the_check_can_fail(deploy: Deploy) -> None:
     worker = deploy(partitions=1).worker(http__host="0.0.0.0")
     worker.launch()
-    worker.wait_ready(90)
+    worker.wait_ready(300)
     process = worker.process
     assert process is not None
     with pytest.raises(AssertionError):

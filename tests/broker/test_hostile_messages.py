@@ -18,9 +18,8 @@ from bench.memory_worker import MemoryWorker
 from bench.mutations import NOW_MS, Hostile, hostile
 from stream.config import BatchSettings
 from stream.domains.payments import DOMAIN
-from stream.scoring import bundle
+from stream.scoring.bundle import verify
 from stream.scoring.scorer import TorchScorer
-from tests.unit.model_fixtures import write_quick_bundle
 
 HARMLESS = frozenset(
     {"object.__getattr__", "object.__setattr__", "object.__delattr__", "sys._getframe", "array.__new__"}
@@ -54,19 +53,17 @@ def watch() -> Watch:
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> MemoryWorker:
+def worker(bundle: Path) -> MemoryWorker:
     """With a real model, so that scoring and the attribution of alerts run too."""
-    folder = tmp_path_factory.mktemp("model") / "bundle"
-    write_quick_bundle(folder, domain=DOMAIN)
-    return MemoryWorker(BatchSettings(), TorchScorer(bundle.verify(folder, domain=DOMAIN), DOMAIN))
+    return MemoryWorker(BatchSettings(), TorchScorer(verify(bundle, domain=DOMAIN), DOMAIN))
 
 
 def test_no_message_opens_connects_imports_or_runs_anything(watch: Watch, worker: MemoryWorker) -> None:
     messages = hostile(7, corpus=100)
     # What is imported when it is first used is of the code's choosing, not of a message's.
-    warm_up = worker.work_off(list(itertools.islice(messages, 1_500)))
+    warm_up = worker.work_off(list(itertools.islice(messages, 1_000)))
     watch.begin()
-    outcomes = worker.work_off(list(itertools.islice(messages, 4_000)))
+    outcomes = worker.work_off(list(itertools.islice(messages, 3_000)))
     seen = watch.end()
     assert seen == {}
     for told in (warm_up, outcomes):

@@ -22,7 +22,7 @@ from stream.scoring.bundle import verify
 from stream.scoring.scorer import TorchScorer
 
 HARMLESS = frozenset(
-    {"object.__getattr__", "object.__setattr__", "object.__delattr__", "sys._getframe", "array.__new__"}
+    {"builtins.id", "object.__getattr__", "object.__setattr__", "object.__delattr__", "sys._getframe", "array.__new__"}
 )
 """Looking at an object, which Python reports too."""
 
@@ -59,11 +59,12 @@ def worker(bundle: Path) -> MemoryWorker:
 
 
 def test_no_message_opens_connects_imports_or_runs_anything(watch: Watch, worker: MemoryWorker) -> None:
-    messages = hostile(7, corpus=100)
+    messages = hostile(7, corpus=40)
     # What is imported when it is first used is of the code's choosing, not of a message's.
     warm_up = worker.work_off(list(itertools.islice(messages, 1_000)))
+    hostile_ones = list(itertools.islice(messages, 3_000))
     watch.begin()
-    outcomes = worker.work_off(list(itertools.islice(messages, 3_000)))
+    outcomes = worker.work_off(hostile_ones)
     seen = watch.end()
     assert seen == {}
     for told in (warm_up, outcomes):

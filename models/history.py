@@ -28,8 +28,8 @@ def training_set(
 ) -> TrainingSet:
     """Replays the history before `until_ms`, each label from the moment it became known. Blocks for long.
 
-    `partitions`: as many as the topic has. Step vectors see the entities of their own partition alone, so
-    a merchant looks quieter there the more partitions there are. `segments`: text fields and attributes that a
+    `partitions`: as many as the topic has. Step vectors do not depend on it; what entities show in the
+    aggregates is of all partitions together. `segments`: text fields and attributes that a
     report is to be split by; the scenario of a simulated history is always among them. ConfigError when the
     history has no event before that.
     """

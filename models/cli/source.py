@@ -34,7 +34,7 @@ SegmentOption = Annotated[
     typer.Option("--segment", metavar="FIELD", help="Split the report by this field or attribute too. Repeatable."),
 ]
 PartitionsOption = Annotated[
-    int, typer.Option(min=1, help="As many as the topic has: step features see their own partition's entities.")
+    int, typer.Option(min=1, help="As many as the topic has; it decides little: entities are seen whole.")
 ]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Torch threads; small nets gain little from more.")]
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from stream.errors import ConfigError
 from stream.features import labels
 from stream.features.batch import Assembled, EventBatch, LabelBatch
-from stream.features.columns import entity_codes
 from stream.features.duplicates import find_duplicates
 from stream.features.entities import EntityValues, fold_labels
 from stream.features.entity_rows import EntityRows
@@ -188,16 +187,18 @@ class FeatureState:
         result = self._empty_result(len(batch), duplicate)
         values = self._entity_values(batch, located, duplicate, result)
         event = EventView(batch, values)
-        steps = np.zeros((len(batch), self._step.width))
+        # A column at a time into contiguous memory, turned round once.
+        steps = np.zeros((self._step.width, len(batch)))
+        aggregates = np.zeros((self._aggregates.width, len(batch)), dtype=np.float32)
         self._step.of_events(event, steps)
-        self._aggregates.of_events(event, result.aggregates)
+        self._aggregates.of_events(event, aggregates)
         for entity in values.values():
             entity.fold()
-        unused = np.flatnonzero(duplicate | included)
-        result.aggregates[unused] = 0.0
-        codes = self._codes(batch)
+        codes = self._codes(batch, located)
         for index in _rounds(slots, ~duplicate & ~included):
-            self._round(event, codes, index, slots[index], steps, result)
+            self._round(event, codes, index, slots[index], (steps, aggregates), result)
+        aggregates[:, duplicate | included] = 0.0
+        result.aggregates[:] = aggregates.T
         return result
 
     def _empty_result(self, events: int, duplicate: NDArray[np.bool_]) -> Assembled:
@@ -205,7 +206,7 @@ class FeatureState:
         return Assembled(
             steps=np.zeros((events, length, width), dtype=np.float32),
             lengths=np.ones(events, dtype=np.int64),
-            aggregates=np.zeros((events, self._aggregates.width), dtype=np.float32),
+            aggregates=np.empty((events, self._aggregates.width), dtype=np.float32),
             duplicate=duplicate,
             late=np.zeros(events, dtype=np.bool_),
             saturated=np.zeros(events, dtype=np.bool_),
@@ -229,13 +230,16 @@ class FeatureState:
             result.view_read_ms[shared] = np.minimum(result.view_read_ms[shared], read_ms)
         return found
 
-    def _codes(self, batch: EventBatch) -> dict[str, NDArray[np.uint32]]:
-        return {
-            field: entity_codes(batch.entities[field])
-            if field in batch.entities
-            else batch.categories[field].astype(np.uint32)
-            for field in self.accounts.same_fields
-        }
+    def _codes(self, batch: EventBatch, located: Located) -> dict[str, NDArray[np.uint32]]:
+        """By field whose codes the ring keeps: (B,), 0 where the value is missing."""
+        codes = {}
+        for field in self.accounts.same_fields:
+            if field in located.entities:
+                slots = located.entities[field]
+                codes[field] = np.where(slots >= 0, self.entities[field].pool.code[slots], np.uint32(0))
+            else:
+                codes[field] = batch.categories[field].astype(np.uint32)
+        return codes
 
     def _round(
         self,
@@ -243,10 +247,14 @@ class FeatureState:
         codes: dict[str, NDArray[np.uint32]],
         index: I64,
         slots: Slots,
-        steps: NDArray[np.float64],
+        columns: tuple[NDArray[np.float64], NDArray[np.float32]],
         result: Assembled,
     ) -> None:
-        """One event each of different accounts: vectors from the rows before, then the rows after."""
+        """One event each of different accounts: vectors from the rows before, then the rows after.
+
+        `columns`: of the steps (F, B) and of the aggregates (D, B).
+        """
+        steps, aggregates = columns
         pool = self.accounts.pool
         newest = pool["newest"][slots]
         time_ms = event.time_ms[index]
@@ -255,13 +263,13 @@ class FeatureState:
             self.accounts.begin_anew(slots[idle])
         view = View(event, codes, self.accounts, index, slots)
         self._step.of_accounts(view, steps)
-        self._aggregates.of_accounts(view, result.aggregates)
+        self._aggregates.of_accounts(view, aggregates)
         result.late[index] = time_ms < newest
         result.saturated[index] = view.saturated
         self._fold_tiles(slots, pool["folded"][slots] % RING)
         self._fold_ring(event.batch, codes, view)
         self._fold_summary(event.batch, view)
-        self._fold_step(steps[index], index, slots, result)
+        self._fold_step(steps[:, index].T, index, slots, result)
         pool["offset"][slots] = event.batch.offset[index] + 1
         pool.dirty[slots] = True
         self.accounts.unflushed_events[slots] += 1
@@ -294,11 +302,15 @@ class FeatureState:
     def _fold_ring(self, batch: EventBatch, codes: dict[str, NDArray[np.uint32]], view: View) -> None:
         pool, index, slots = self.accounts.pool, view.index, view.slots
         place = pool["folded"][slots] % RING
+        late = np.flatnonzero(view.time_ms < view.row("newest"))
         for field in self.accounts.distinct_fields:
-            same = view.same(field) & (view.row("ring_time") > NEVER)
-            later = view.row("ring_time") > view.time_ms[:, None]
-            newest = view.row(f"newest_{field}") & ~(same & ~later)
-            newest[np.arange(len(slots)), place] = (codes[field][index] != 0) & ~(same & later).any(axis=1)
+            newest, present = view.row(f"newest_{field}") & ~view.same(field), codes[field][index] != 0
+            if len(late):  # what came before a late event may be newer than it
+                same = view.same(field)[late] & (view.row("ring_time")[late] > NEVER)
+                later = same & (view.row("ring_time")[late] > view.time_ms[late, None])
+                newest[late] = view.row(f"newest_{field}")[late] & ~(same & ~later)
+                present[late] &= ~later.any(axis=1)
+            newest[np.arange(len(slots)), place] = present
             pool[f"newest_{field}"][slots] = newest
         for field in self.accounts.same_fields:
             pool[f"code_{field}"][slots, place] = codes[field][index]
@@ -342,7 +354,8 @@ class FeatureState:
         lengths = np.minimum(folded - pool["since"][slots], length)
         position = np.arange(length)
         sequence = pool["steps"][slots[:, None], (folded[:, None] - lengths[:, None] + position) % length]
-        sequence = np.where((position < lengths[:, None])[:, :, None], sequence, np.float16(0))
+        short = np.flatnonzero(lengths < length)
+        sequence[short] = np.where((position < lengths[short, None])[:, :, None], sequence[short], np.float16(0))
         result.steps[index] = sequence
         result.lengths[index] = lengths
 
@@ -362,16 +375,16 @@ class Vector:
             self.width += len(operator.columns)
 
     def of_events(self, view: EventView, out: NDArray[Any]) -> None:
-        """Fills its columns of `out` (B, width)."""
+        """Fills its rows of `out` (width, B)."""
         for operator, first in self._of_events:
             for column, values in enumerate(operator.compute(view), first):
-                out[:, column] = values
+                out[column] = values
 
     def of_accounts(self, view: View, out: NDArray[Any]) -> None:
-        """Fills its columns of the view's events."""
+        """Fills the places of the view's events in its rows of `out` (width, B)."""
         for operator, first in self._of_accounts:
             for column, values in enumerate(operator.compute(view), first):
-                out[view.index, column] = values
+                out[column][view.index] = values
 
 
 def _rounds(slots: Slots, active: NDArray[np.bool_]) -> list[I64]:

@@ -113,12 +113,6 @@ def hash_ids(ids: Sequence[str]) -> NDArray[np.uint64]:
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
-def entity_codes(identities: Sequence[str | None]) -> NDArray[np.uint32]:
-    """crc32 of each identity, 0 where it is missing (a crc of 0 becomes 1): (B,)."""
-    crc32 = zlib.crc32
-    return np.array([0 if i is None else crc32(i.encode()) or 1 for i in identities], dtype=np.uint32)
-
-
 def _values(events: Sequence[Mapping[str, Any]], field: str) -> list[Any]:
     """A field's values, or those of a member of `attributes`; None where it is missing."""
     head, dot, name = field.partition(".")

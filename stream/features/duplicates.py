@@ -23,12 +23,12 @@ def find_duplicates(
     between two checkpoints, so those of a replay have not left the ring.
     """
     included = offset < pool["offset"][slots]
-    remembered = pool["ring_offset"][slots]
-    duplicate = included & ~(remembered == offset[:, None]).any(axis=1)
-    match = (pool["ring_hash"][slots] == event_hash[:, None]) & (remembered >= 0)
+    duplicate = included.copy()
+    again = np.flatnonzero(included)
+    duplicate[again] = ~(pool["ring_offset"][slots[again]] == offset[again, None]).any(axis=1)
+    suspects = (pool["ring_hash"][slots] == event_hash[:, None]).any(axis=1) & ~included
     order = np.lexsort((event_hash, slots))
     repeat = (slots[order][1:] == slots[order][:-1]) & (event_hash[order][1:] == event_hash[order][:-1])
-    suspects = ~included & match.any(axis=1)
     suspects[order[1:][repeat]] = True
     for slot in np.unique(slots[suspects & ~included]).tolist():
         _one_by_one(pool, slot, np.flatnonzero((slots == slot) & ~included), event_hash, duplicate)

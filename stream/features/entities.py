@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.features.batch import LabelBatch
-from stream.features.entity_rows import DAY_COUNTS, DAY_MS, EntityRows, moved_on
+from stream.features.entity_rows import DAY_MS, EntityRows, moved_on
 from stream.features.pool import Slots
 from stream.features.rows import NEVER, TILES
 
@@ -75,15 +75,14 @@ class EntityValues:
     def _count(self, window: str) -> I64:
         if window in self.rows.short:
             return self._tiled(self.rows.short.index(window))
-        days = self.rows.days[window]
         earlier = np.arange(len(self.order)) - self._group_first[self._group]
-        count: I64 = self._total("day_count", 0, days)[self._group] + earlier
+        count: I64 = self._events_in(0, self.rows.days[window])[self._group] + earlier
         return count
 
     def _sum(self, window: str) -> I64:
         amounts = np.cumsum(self._amount) - self._amount
         earlier = amounts - amounts[self._group_first][self._group]
-        total: I64 = self._total("day_sum", 0, self.rows.days[window])[self._group] + earlier
+        total: I64 = self._days("day_sum")[:, : self.rows.days[window]].sum(axis=1)[self._group] + earlier
         return total
 
     def _tiled(self, w: int) -> I64:
@@ -106,17 +105,17 @@ class EntityValues:
     def frauds(self, window: str, *, unexplained: bool) -> F64:
         """Confirmed frauds among the events of the last (label delay + window)."""
         name = "day_unexplained" if unexplained else "day_fraud"
-        until = self.rows.delay + self.rows.days[window]
-        return self._grouped((name, window), lambda: np.maximum(self._total(name, 0, until + 1), 0))
+        until = self.rows.delay + self.rows.days[window] + 1
+        return self._grouped((name, window), lambda: self._frauds_in(name, 0, until))
 
     def fraud_share(self, window: str, *, unexplained: bool) -> F64:
         """(frauds + 0.01) / (events + 1) of the window before the label delay, the day of arriving labels in part."""
 
         name = "day_unexplained" if unexplained else "day_fraud"
         delay, end = self.rows.delay, self.rows.delay + self.rows.days[window] + 1
-        frauds = np.maximum(self._total(name, delay, end), 0)[self._group]
-        whole = self._total("day_count", delay + 1, end)[self._group]
-        arriving = self._total("day_count", delay, delay + 1)[self._group]
+        frauds = self._frauds_in(name, delay, end)[self._group]
+        whole = self._events_in(delay + 1, end)[self._group]
+        arriving = self._events_in(delay, delay + 1)[self._group]
         events = np.maximum(whole + self._elapsed * arriving, frauds)
         return self._spread((frauds + 0.01) / (events + 1.0))
 
@@ -155,20 +154,54 @@ class EntityValues:
         """(G,): places back to the newest day with a known genuine event; the row's length where there is none."""
 
         def compute() -> I64:
-            genuine = self._days("day_count") > np.maximum(self._days("day_fraud"), 0)
-            genuine[:, : self.rows.delay] = False
-            return np.where(genuine.any(axis=1), genuine.argmax(axis=1), self.rows.length)
+            genuine = self._days("day_count")[:, self.rows.delay :] > 0
+            chosen = self._judged
+            frauds = np.maximum(self._judged_days("day_fraud")[:, self.rows.delay :], 0)
+            genuine[chosen] = self._days("day_count")[chosen, self.rows.delay :] > frauds
+            newest = self.rows.delay + genuine.argmax(axis=1)
+            return np.where(genuine.any(axis=1), newest, self.rows.length)
 
         return self._keep(("newest genuine",), compute)
 
     def _streaks(self, unexplained: bool) -> tuple[F64, F64]:
         """Length and age of the streak of each group: (G,) each."""
-        frauds = self._days("day_unexplained" if unexplained else "day_fraud")
-        place = np.arange(self.rows.length)
-        streak = (frauds > 0) & (place < self._newest_genuine()[:, None])
-        length = np.where(streak, frauds, 0).sum(axis=1).astype(np.float64)
+        frauds, place = (
+            self._judged_days("day_unexplained" if unexplained else "day_fraud"),
+            np.arange(self.rows.length),
+        )
+        streak = (frauds > 0) & (place < self._newest_genuine()[self._judged, None])
+        length, age = np.zeros(len(self._group_first)), np.full(len(self._group_first), np.nan)
+        length[self._judged] = np.where(streak, frauds, 0).sum(axis=1)
         oldest = np.where(streak, place, -1).max(axis=1)
-        return length, np.where(oldest >= 0, oldest.astype(np.float64), np.nan)
+        age[self._judged] = np.where(oldest >= 0, oldest, np.nan)
+        return length, age
+
+    @cached_property
+    def _judged(self) -> I64:
+        """(J,): the groups, mostly few, whose entity ever had a fraud, here or in another partition."""
+        pool = self.rows.pool
+        judged = pool["judged"][self._own] | (pool["other_judged"][self._own] if self._others else 0)
+        return np.flatnonzero(judged[self._segment[self._group_first]])
+
+    def _judged_days(self, name: str) -> NDArray[np.int32]:
+        """(J, K): frauds by age in days, of the judged groups."""
+
+        def compute() -> NDArray[np.int32]:
+            first = self._group_first[self._judged]
+            row, pool = self._slot[first], self.rows.pool
+            days = moved_on(pool[name][row], self._day[first] - pool["clock"][row] // DAY_MS)
+            if self._others:
+                behind = self._day[first] - pool["other_clock"][row] // DAY_MS
+                days = days + moved_on(pool[f"other_{name}"][row], behind)
+            return days
+
+        return self._keep(("judged", name), compute)
+
+    def _frauds_in(self, name: str, start: int, end: int) -> I64:
+        """(G,): of the days in [start, end) back."""
+        frauds = np.zeros(len(self._group_first), dtype=np.int64)
+        frauds[self._judged] = np.maximum(self._judged_days(name)[:, start:end].sum(axis=1), 0)
+        return frauds
 
     # --- days by group
 
@@ -214,20 +247,18 @@ class EntityValues:
         """(G,): what the events of each group add to its day."""
         if name == "day_count":
             return np.diff(self._group_first, append=len(self.order))
-        if name == "day_sum" and len(self.order):
-            return np.add.reduceat(self._amount, self._group_first)
-        return np.zeros(len(self._group_first), dtype=np.int64)
+        return np.add.reduceat(self._amount, self._group_first)
 
-    def _total(self, name: str, start: int, end: int) -> I64:
-        """(G,): of the days in [start, end) back."""
+    def _events_in(self, start: int, end: int) -> I64:
+        """(G,): events of the days in [start, end) back."""
 
         def compute() -> I64:
-            days = self._days(name)
+            days = self._days("day_count")
             sums = np.zeros((days.shape[0], days.shape[1] + 1), dtype=np.int64)
             np.cumsum(days, axis=1, out=sums[:, 1:])
             return sums
 
-        sums = self._keep(("sums", name), compute)
+        sums = self._keep(("sums",), compute)
         total: I64 = sums[:, end] - sums[:, start]
         return total
 
@@ -256,24 +287,45 @@ class EntityValues:
             return
         pool, last = self.rows.pool, np.flatnonzero(np.append(self._starts[1:], True))
         for w, width in enumerate(self.rows.widths_ms.tolist()):
-            self._fold_tiles(w, width, self._clock // width, last)
-        last_group = self._group[last]
-        for name in (*DAY_COUNTS, "day_sum"):
-            days = self._own_day(name)[last_group]
-            days[:, 0] += self._brought(name)[last_group]
-            pool[name][self._own] = days
+            self._fold_tiles(w, self._clock // width, self._since_clock(self._clock[last] // width, width), last)
+        passed = self._since_clock(self._day[last], DAY_MS)
+        same = (passed == 0) & (self._group[last] == self._group[self._first])
+        still, moved = np.flatnonzero(same), np.flatnonzero(~same)
+        for name in ("day_count", "day_sum"):
+            brought = self._brought(name)[self._group[last]]
+            pool[name][self._own[still], 0] += brought[still].astype(pool[name].dtype)
+            if len(moved):
+                days = self._closing_days(name, moved, passed, last)
+                days[:, 0] += brought[moved]
+                pool[name][self._own[moved]] = days
+        for name in ("day_fraud", "day_unexplained"):
+            chosen = moved[pool["judged"][self._own[moved]] > 0]
+            pool[name][self._own[chosen]] = moved_on(pool[name][self._own[chosen]], passed[chosen])
         pool["clock"][self._own] = self._clock[last]
         pool["offset"][self._own] = self._offset[last] + 1
         pool.dirty[self._own] = True
 
-    def _fold_tiles(self, w: int, width: int, tile: I64, last: I64) -> None:
+    def _closing_days(self, name: str, moved: I64, passed: I64, last: I64) -> NDArray[Any]:
+        """The moved entities' counts as they stand at their last day in the batch, before its events."""
+        if len(self._group_first) == len(self._own):  # each has one day
+            return moved_on(self.rows.pool[name][self._own[moved]], passed[moved])
+        days: NDArray[Any] = self._own_day(name)[self._group[last[moved]]]
+        return days
+
+    def _fold_tiles(self, w: int, tile: I64, passed: I64, last: I64) -> None:
+        """`tile` (n,) of each event; `passed` (U,): from the row's tile to the entity's last one."""
         pool, newest = self.rows.pool, tile[last]
-        tiles = moved_on(pool["tiles"][self._own, w], self._since_clock(newest, width))
-        age = newest[self._segment] - tile
-        young = age < TILES
-        places = self._segment[young] * TILES + age[young]
-        tiles = tiles + np.bincount(places, minlength=tiles.size).reshape(tiles.shape)
-        pool["tiles"][self._own, w] = tiles
+        same = (passed == 0) & (tile[self._first] == newest)
+        still, moved = np.flatnonzero(same), np.flatnonzero(~same)
+        pool["tiles"][self._own[still], w, 0] += (last - self._first + 1)[still].astype(np.int32)
+        if len(moved):
+            place = np.full(len(self._own), -1)
+            place[moved] = np.arange(len(moved))
+            age = newest[self._segment] - tile
+            young = (age < TILES) & ~same[self._segment]
+            counts = np.bincount(place[self._segment[young]] * TILES + age[young], minlength=len(moved) * TILES)
+            tiles = moved_on(pool["tiles"][self._own[moved], w], passed[moved])
+            pool["tiles"][self._own[moved], w] = tiles + counts.reshape(tiles.shape)
 
 
 def fold_labels(rows: EntityRows, slots: Slots, batch: LabelBatch, change: I64, unexplained: I64) -> None:
@@ -290,6 +342,7 @@ def fold_labels(rows: EntityRows, slots: Slots, batch: LabelBatch, change: I64, 
     place = np.maximum(clock // DAY_MS - batch.time_ms[active] // DAY_MS, 0)
     counted = (clock > NEVER) & (place < rows.length)
     at = slot[counted], place[counted]
+    pool["judged"][slot[counted & (change[active] != 0)]] = 1
     np.add.at(pool["day_fraud"], at, change[active][counted])
     np.add.at(pool["day_unexplained"], at, unexplained[active][counted])
     confirmed = change[active] > 0

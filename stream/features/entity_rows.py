@@ -22,7 +22,7 @@ from stream.features.spec import Entity, window_ms
 
 I64 = NDArray[np.int64]
 DAY_MS = 86_400_000
-DAY_COUNTS = ("day_count", "day_fraud", "day_unexplained")
+DAY_FIELDS = ("day_count", "day_sum", "day_fraud", "day_unexplained")
 _BLOCK = 8
 """Days are packed in blocks of so many, up to the oldest that is not zero."""
 _WITH_FRAUD = 64
@@ -44,6 +44,7 @@ class EntityRows:
             *HEADER_FIELDS,
             RowField("clock", "<i8", (), NEVER),  # newest event time that this partition saw
             RowField("last_fraud", "<i8", (), NEVER),  # when a fraud last became known
+            RowField("judged", "u1"),  # 1 once a fraud was counted
         )
         counts = (
             RowField("tiles", "<i4", (len(self.short), TILES)),
@@ -94,12 +95,13 @@ class EntityRows:
         partials = self._tables([row for _, row in flat])
         np.maximum.at(pool["other_clock"], targets, partials["clock"])
         np.maximum.at(pool["other_last_fraud"], targets, partials["last_fraud"])
+        np.maximum.at(pool["other_judged"], targets, partials["judged"])
         seen = partials["clock"] > NEVER
         newest, clock = pool["other_clock"][targets], np.where(seen, partials["clock"], pool["other_clock"][targets])
         for w, width in enumerate(self.widths_ms.tolist()):
             moved = moved_on(partials["tiles"][:, w], newest // width - clock // width)
             np.add.at(pool["other_tiles"][:, w], targets, moved)
-        for name in (*DAY_COUNTS, "day_sum"):
+        for name in DAY_FIELDS:
             moved = moved_on(partials[name], newest // DAY_MS - clock // DAY_MS)
             np.add.at(pool[f"other_{name}"], targets, moved)
 
@@ -122,11 +124,11 @@ class EntityRows:
 
 def moved_on(counts: NDArray[Any], places: I64) -> NDArray[Any]:
     """(n, K) counts by age, the youngest first, as they stand `places` (n,) later (or earlier, if negative)."""
-    if not places.any():
+    rows = np.flatnonzero(places)
+    if not len(rows):
         return counts
     length = counts.shape[1]
     moved = counts.copy()
-    rows = np.flatnonzero(places)
     source = np.arange(length) - places[rows][:, None]
     inside = (source >= 0) & (source < length)
     taken = np.take_along_axis(counts[rows], np.clip(source, 0, length - 1), axis=1)

@@ -5,8 +5,10 @@ The pool knows nothing of what a row means; `rows.py` declares the fields and pa
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,8 @@ class RowPool:
         self.dirty = np.zeros(capacity, dtype=np.bool_)
         self.identity: list[str] = [""] * capacity
         self.key: list[bytes] = [b""] * capacity
+        self.code = np.zeros(capacity, dtype=np.uint32)
+        """Of each row's identity: `identity_codes`."""
         self._partition = np.full(capacity, -1, dtype=np.int32)
         self._used_at = np.zeros(capacity, dtype=np.int64)
         self._index: dict[int, dict[str, int]] = {}
@@ -68,8 +72,8 @@ class RowPool:
 
     def find(self, partition: int, identities: Sequence[str | None]) -> Slots:
         """Slots (n,), -1 where the row is not in memory or the identity is None. Pins what it finds."""
-        get = self._index.setdefault(partition, {}).get
-        slots = np.array([get(identity, -1) for identity in identities], dtype=np.int64)  # type: ignore[arg-type]
+        get: Any = self._index.setdefault(partition, {}).get
+        slots = np.fromiter(map(get, identities, repeat(-1)), np.int64, len(identities))
         self._used_at[slots[slots >= 0]] = self._turn
         return slots
 
@@ -82,6 +86,7 @@ class RowPool:
             index[identity] = slot
             self.identity[slot] = identity
             self.key[slot] = b""
+        self.code[slots] = identity_codes(identities)
         self._partition[slots] = partition
         self._used_at[slots] = self._turn
         self.dirty[slots] = False
@@ -149,3 +154,9 @@ class RowPool:
             self.identity[slot] = ""
             self.key[slot] = b""
         self._free.extend(slots)
+
+
+def identity_codes(identities: Sequence[str]) -> NDArray[np.uint32]:
+    """crc32 of each identity in UTF-8; a crc of 0 becomes 1, for 0 is missing: (n,)."""
+    crc32 = zlib.crc32
+    return np.array([crc32(identity.encode()) or 1 for identity in identities], dtype=np.uint32)

@@ -22,38 +22,46 @@ _DAY_MS = 86_400_000.0
 class Verdicts:
     """What is known of the remembered events of n accounts: (n,) each."""
 
-    def __init__(self, age_ms: NDArray[np.uint64], verdict: NDArray[np.uint8], delay_ms: int) -> None:
-        self._age, self._verdict, self._delay = age_ms, verdict, delay_ms
-        self.any = bool(verdict.any())
-        """Whether there is any verdict at all; mostly there is none."""
+    def __init__(self, age_ms: NDArray[np.uint64], judged: I64, verdict: NDArray[np.uint8], delay_ms: int) -> None:
+        """`age_ms` (n, 64); `judged` (j,): the few accounts that ever had a label, `verdict` (j, 64): theirs."""
+        self._age, self._judged, self._verdict, self._delay = age_ms, judged, verdict, np.uint64(delay_ms)
+
+    @cached_property
+    def _judged_age(self) -> NDArray[np.uint64]:
+        return self._age[self._judged]
 
     def _fraud(self, unexplained: bool) -> Bools:
-        """(n, 64)"""
+        """(j, 64)"""
         return self._verdict == UNEXPLAINED if unexplained else self._verdict >= FRAUD
+
+    def _of_judged(self, values: I64 | F64, others: float) -> F64:
+        """(n,): these values for the judged accounts (j,), and `others` for the others."""
+        result = np.full(len(self._age), others)
+        result[self._judged] = values
+        return result
 
     def frauds(self, window: str, *, unexplained: bool) -> F64:
         """Confirmed frauds among the events of the last (delay + window)."""
-        if not self.any:
-            return np.zeros(len(self._age))
-        inside = self._age < np.uint64(self._delay + window_ms(window))
-        return count_true(inside & self._fraud(unexplained)).astype(np.float64)
+        inside = self._judged_age < self._delay + np.uint64(window_ms(window))
+        return self._of_judged(count_true(inside & self._fraud(unexplained)), 0.0)
 
     def share(self, window: str, *, unexplained: bool) -> F64:
         """(frauds + 0.01) / (events + 1) of the window before the delay."""
-        inside = (self._age >= np.uint64(self._delay)) & (self._age < np.uint64(self._delay + window_ms(window)))
-        events = count_true(inside)
-        frauds = count_true(inside & self._fraud(unexplained)) if self.any else np.zeros_like(events)
-        share: F64 = (frauds + 0.01) / (events + 1.0)
-        return share
+        width = np.uint64(window_ms(window))
+        # Ages below the delay wrap round to huge ones.
+        inside = self._age - self._delay < width
+        frauds = self._of_judged(count_true(inside[self._judged] & self._fraud(unexplained)), 0.0)
+        return (frauds + 0.01) / (count_true(inside) + 1.0)
 
     @cached_property
     def _genuine_age(self) -> NDArray[np.uint64]:
         """Age of the newest event known to be genuine; beyond any age where there is none."""
-        old = (self._age >= np.uint64(self._delay)) & (self._age < NO_AGE)
-        if self.any:
-            old = (old & (self._verdict < FRAUD)) | ((self._verdict == GENUINE) & (self._age < NO_AGE))
-        age: NDArray[np.uint64] = np.where(old, self._age, NO_AGE).min(axis=1)
-        return age
+        newest = (self._age - self._delay).min(axis=1)
+        newest = np.where(newest < NO_AGE, newest + self._delay, NO_AGE)
+        age, verdict = self._judged_age, self._verdict
+        genuine = (age < NO_AGE) & (((age >= self._delay) & (verdict < FRAUD)) | (verdict == GENUINE))
+        newest[self._judged] = np.where(genuine, age, NO_AGE).min(axis=1)
+        return newest
 
     @property
     def days_since_genuine(self) -> F64:
@@ -62,17 +70,14 @@ class Verdicts:
 
     def streak(self, *, unexplained: bool) -> tuple[F64, F64]:
         """Confirmed frauds since the newest event known to be genuine, and days since the first of them."""
-        if not self.any:
-            return np.zeros(len(self._age)), np.full(len(self._age), np.nan)
-        streak = self._fraud(unexplained) & (self._age < self._genuine_age[:, None])
-        length = count_true(streak).astype(np.float64)
-        age = np.where(streak, self._age, np.uint64(0)).max(axis=1).astype(np.float64) / _DAY_MS
-        return length, np.where(length > 0, age, np.nan)
+        streak = self._fraud(unexplained) & (self._judged_age < self._genuine_age[self._judged, None])
+        length = count_true(streak)
+        age = np.where(streak, self._judged_age, np.uint64(0)).max(axis=1).astype(np.float64) / _DAY_MS
+        return self._of_judged(length, 0.0), self._of_judged(np.where(length > 0, age, np.nan), np.nan)
 
 
 def count_true(mask: Bools) -> I64:
     """(n,): how many of 64 are set. Eight bytes are added at once, and then the bytes of the sum."""
-    words = np.ascontiguousarray(mask).view(np.uint64)
-    assert words.shape[1] * 8 == RING
+    words = np.ascontiguousarray(mask).reshape(-1, RING).view(np.uint64)
     total: I64 = ((words.sum(axis=1) * np.uint64(0x0101010101010101)) >> np.uint64(56)).astype(np.int64)
     return total

@@ -148,7 +148,8 @@ class View:
     @cached_property
     def verdicts(self) -> Verdicts:
         """What is known of the account's own events."""
-        return Verdicts(self.age_ms, self.row("ring_verdict"), self._accounts.delay_ms)
+        pool, judged = self._accounts.pool, np.flatnonzero(self.row("label_count"))
+        return Verdicts(self.age_ms, judged, pool["ring_verdict"][self.slots[judged]], self._accounts.delay_ms)
 
     # --- the account's own norm and habits
 

@@ -94,3 +94,13 @@ def test_training_offline_and_online_agree(history: HistoryBatch) -> None:
     for made in (offline(history), online(history)):
         assert np.array_equal(~np.isnan(made), known)
         np.testing.assert_allclose(made[known], expected[known], rtol=1e-6, atol=1e-6)
+
+
+def test_any_number_of_partitions_makes_the_same_step_vectors(history: HistoryBatch) -> None:
+    """Aggregates too, but for what the other partitions saw in the same batch."""
+    rates = Rates.base_only("USD")
+    one, four = (
+        training_set(iterate_slices(history, 300), DOMAIN, rates, until_ms=2**62, partitions=count) for count in (1, 4)
+    )
+    assert one.steps.tobytes() == four.steps.tobytes()
+    assert np.isclose(one.aggregates, four.aggregates, rtol=1e-6, equal_nan=True).mean() > 0.98

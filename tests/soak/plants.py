@@ -11,9 +11,11 @@ from kafka.structs import OffsetAndMetadata
 from stream.engine.outputs import Judge
 from stream.engine.turn import Message, Turn
 from stream.engine.worker import Worker
+from stream.errors import ScoringFailed
 from stream.kafka.kafka_python import consumer
 from stream.kafka.kafka_python.producer import KafkaPythonProducer
 from stream.kafka.port import CommittedOffset, TopicPartition
+from stream.scoring.scorer import TorchScorer
 from stream.state import redis as redis_store
 from stream.state.redis_scripts import Script
 
@@ -107,6 +109,15 @@ def careless_script(*, epoch: bool) -> Script:
     return Script(careless if epoch else careless.replace("return -1", "redis.call('GET', KEYS[1])"))
 
 
+def failing_model() -> None:
+    """Every call of the model raises. No defect of the engine: it must go on with rules alone."""
+
+    def fails(self: TorchScorer, *arguments: Any) -> Any:
+        raise ScoringFailed("the planted model fails")
+
+    TorchScorer.score = fails
+
+
 PLANTS: dict[str, Callable[[], None]] = {
     plant.__name__: plant
     for plant in (
@@ -117,5 +128,6 @@ PLANTS: dict[str, Callable[[], None]] = {
         offsets_outside_the_transaction,
         read_uncommitted,
         any_row_replaces_any,
+        failing_model,
     )
 }

@@ -132,6 +132,34 @@ def test_a_page_names_only_what_there_is(page: Path) -> None:
     assert unknown_names(text) == []
 
 
+TEST_LINK = re.compile(r"\[([\w/.]+)::(\w+)\]\(\.\./tests/([\w/.]+)\)")
+
+
+def missing_tests(text: str) -> list[str]:
+    """Links to a test that is not there, and rows of the tables of guarantees without any link to a test."""
+    missing = []
+    for path, name, target in TEST_LINK.findall(text):
+        file = ROOT / "tests" / target
+        if path != target or not file.exists() or f"\ndef {name}(" not in read(file):
+            missing.append(f"{path}::{name}")
+    for section in ("## When a partition is assigned", "## When something fails"):
+        rows = [line for line in text.partition(section)[2].partition("\n## ")[0].splitlines() if line.startswith("| ")]
+        missing += [row for row in rows[2:] if not TEST_LINK.search(row)]
+    return missing
+
+
+def test_every_row_of_the_tables_of_guarantees_has_a_test() -> None:
+    text = read(ROOT / "docs" / "guarantees.md")
+    assert len(TEST_LINK.findall(text)) > 25
+    assert missing_tests(text) == []
+
+
+def test_a_row_without_its_test_is_found() -> None:
+    text = read(ROOT / "docs" / "guarantees.md")
+    assert missing_tests(text.replace("::test_w_below_c_is_replayed", "::test_that_is_gone")) != []
+    assert missing_tests(text.replace("| W > C |", "| W > C | x |\n| W > C |")) == ["| W > C | x |"]
+
+
 def test_these_checks_can_fail(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# One\n[a](page.md#one) [b](page.md#two) [c](gone.md) [d](https://example.org)\n")

@@ -192,9 +192,12 @@ class Arena:
     def wait_until(self, done: Callable[[], bool], what: str, timeout_s: float = STUCK_S, *allowed: int) -> bool:
         """Waits, supervising; a complaint when it takes too long."""
         deadline = time.monotonic() + timeout_s
+        wrong = len(self.seen.complaints)
         while not done():
             self.supervise(*allowed)
             self.on_step()
+            if len(self.seen.complaints) > wrong:
+                return False
             if time.monotonic() > deadline:
                 trouble = self.publisher.trouble[-3:] if self.publisher is not None else []
                 self.complain(

@@ -235,6 +235,7 @@ def offsets_back(arena: Arena, planned: Strike) -> None:
     """Refused with the two ways out; the operator then puts the offsets back, and nothing has happened."""
     with _outage(arena):
         arena.stop_workers()
+        _wait_empty(arena)
         stood = arena.deployment.committed()
         topic = arena.deployment.topics.transactions
         checkpoints = {number: arena.state.checkpoint(number) for number in range(arena.deployment.partitions)}
@@ -242,7 +243,8 @@ def offsets_back(arena: Arena, planned: Strike) -> None:
         chosen = max(known, key=lambda number: known[number])
         arena.deployment.move_offsets({TopicPartition(topic, chosen): CommittedOffset(known[chosen] // 2, "")})
         _refused(arena, 13, "redis.namespace", "riskstream state rebuild")
-        arena.deployment.move_offsets(stood)
+        if not arena.seen.complaints:
+            arena.deployment.move_offsets(stood)
         arena.start_workers()
 
 
@@ -254,6 +256,7 @@ def log_truncated(arena: Arena, planned: Strike) -> None:
     with _outage(arena):
         arena.stop_workers()
         arena.redis.save("newest")
+        _wait_empty(arena)
         stood = arena.deployment.committed()
         where = TopicPartition(arena.deployment.topics.transactions, planned.worker % arena.deployment.partitions)
         archive.keep(arena.folder, arena.kafka.bootstrap, *where)
@@ -274,13 +277,18 @@ def _refused(arena: Arena, code: int, *words: str) -> None:
     text = worker.output()
     if found != code or not all(word in text for word in words):
         arena.complain(f"not refused with {code} and {words}, but {found}: {text[-1500:]}")
+    _wait_empty(arena)
+
+
+def _wait_empty(arena: Arena) -> None:
+    """Until nobody is in the group: one that was killed keeps its place until its session ends."""
     deadline = time.monotonic() + _SESSION_S
     while time.monotonic() < deadline:
         with contextlib.suppress(RiskstreamError):
             if not arena.deployment.members():
                 return
         time.sleep(0.1)
-    arena.complain("the refused worker stays in the group")
+    arena.complain("the group does not become empty")
 
 
 FAULTS: dict[str, Callable[[Arena, Strike], None]] = {

@@ -62,8 +62,9 @@ def rows_before_commit() -> None:
 
     def early(self: Worker, shares: list[Any], result: Any) -> None:
         keeper = self._keeper
+        heads = {share.partition.number: share.partition.head for share in shares}
         for pool in keeper._state.pools():
-            keeper._write(pool.kind, pool.dirty_slots([share.partition.number for share in shares]))
+            keeper._write(pool.kind, pool.dirty_slots(list(heads)), heads)
         commit(self, shares, result)
 
     Worker._commit = early

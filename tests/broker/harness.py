@@ -24,6 +24,7 @@ import pytest
 from kafka import IsolationLevel
 from kafka import TopicPartition as VendorPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewPartitions, OffsetSpec
+from kafka.errors import NoError
 from kafka.structs import OffsetAndMetadata
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
@@ -345,7 +346,8 @@ class Deployment:
         """What an operator's tool does: sets the group's offsets while nobody is in it."""
         given = {tp: o if isinstance(o, CommittedOffset) else CommittedOffset(o, "") for tp, o in offsets.items()}
         moved = {VendorPartition(*tp): OffsetAndMetadata(o.offset, o.metadata, -1) for tp, o in given.items()}
-        self._vendor.alter_group_offsets(self.settings.kafka.group, moved)
+        for answer in self._vendor.alter_group_offsets(self.settings.kafka.group, moved).values():
+            assert answer is NoError, f"the offsets were not moved: {answer}"
 
     def configure(self, topic: str, name: str, value: str) -> None:
         """Sets one configuration of a topic."""

@@ -76,7 +76,7 @@ def random_forest(data: Data, seed: int, threads: int) -> Model:
         300, min_samples_leaf=2, class_weight="balanced_subsample", n_jobs=threads, random_state=seed
     )
     features = data.features(index)
-    usual = np.nan_to_num(np.nanmedian(np.where(np.isfinite(features), features, np.nan), axis=0))
+    usual = np.array([_median(column) for column in features.T])
     model.fit(_filled(features, usual), data.fraud(index))
 
     def predict(rows: Array) -> Array:
@@ -152,8 +152,10 @@ class _Design:
     def __init__(self, columns: Sequence[Column], training: Array) -> None:
         self._columns = columns
         numbers = self._numbers(training)
-        self._mean = np.nan_to_num(np.nanmean(np.where(np.isfinite(numbers), numbers, np.nan), axis=0))
-        spread = np.nan_to_num(np.nanstd(np.where(np.isfinite(numbers), numbers, np.nan), axis=0))
+        present = np.isfinite(numbers)
+        count = np.maximum(present.sum(axis=0), 1)
+        self._mean = np.where(present, numbers, 0.0).sum(axis=0, dtype=np.float64) / count
+        spread = np.sqrt((np.where(present, numbers - self._mean, 0.0) ** 2).sum(axis=0) / count)
         self._factor = np.where(spread > 1e-6, 1.0 / np.maximum(spread, 1e-6), 0.0)
         missing = np.isnan(numbers).mean(axis=0)
         self._indicated = np.flatnonzero((missing > 0) & (missing < 1))
@@ -179,6 +181,12 @@ class _Design:
             if not column.cardinality
         ]
         return np.stack(numbers, axis=1)
+
+
+def _median(values: Array) -> float:
+    """Of what is present; 0 where nothing is."""
+    present = values[np.isfinite(values)]
+    return float(np.median(present)) if len(present) else 0.0
 
 
 def _filled(features: Array, usual: Array) -> Array:

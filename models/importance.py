@@ -34,6 +34,10 @@ class Importance:
     events: int
 
 
+NOT_MEASURED = Importance({}, {}, float("nan"), 0)
+"""Of a model that is not going to be explained."""
+
+
 def permutation_importance(
     net: nn.Module,
     tensors: Tensors,

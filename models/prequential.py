@@ -136,7 +136,7 @@ def run(
     results: dict[str, list[FoldResult]] = {NET: [], **{name: [] for name in options.baselines}}
     folds = plan(dataset, options, training.label_delay_ms)
     for number, fold in enumerate(folds, 1):
-        own = replace(training, until_ms=fold.moment_ms, from_ms=fold.from_ms)
+        own = replace(training, until_ms=fold.moment_ms, from_ms=fold.from_ms, importance=False)
         index = tested(dataset, fold.moment_ms, fold.end_ms, exclude_compromised=options.exclude_compromised)
         if not len(index):
             raise ConfigError(f"fold {number} has no labelled event to test on: give a longer --test")

@@ -23,7 +23,7 @@ from models.checkpoint import Checkpoints
 from models.dataset import FRAUD, GENUINE, TrainingSet
 from models.evaluate import evaluate
 from models.fitting import Fit, FitOptions, Fitted, Index, Progress, ProgressListener, Tensors, predict
-from models.importance import Importance, permutation_importance
+from models.importance import NOT_MEASURED, Importance, permutation_importance
 from models.nets.risknet import NetOptions, RiskNet
 from models.nets.scoring import ANOMALY, ScoringNet
 from models.pruning import Pruning, fine_tuning, smaller, us_per_event
@@ -70,6 +70,8 @@ class TrainOptions:
     """Share of the hidden units that is taken out of the trained nets, which are then trained on for a while."""
     pretrain_epochs: int = 0
     """Epochs of rebuilding masked columns, over all events, labelled or not, before the labels teach."""
+    importance: bool = True
+    """Measure which features matter, for the card and for drift: some seconds that an evaluation's folds can save."""
     net: NetOptions = field(default_factory=NetOptions)
     fit: FitOptions = field(default_factory=FitOptions)
 
@@ -332,6 +334,8 @@ class _Training:
         )
 
     def _importance(self, judge: ScoringNet, label: NDArray[Any]) -> Importance:
+        if not self._options.importance:
+            return NOT_MEASURED
         return permutation_importance(
             _Raw(judge),
             self._tensors,

@@ -84,6 +84,7 @@ def test_what_a_fold_cannot_know_changes_none_of_its_scores() -> None:
 def test_a_baseline_finds_the_planted_signal_and_nothing_where_there_is_none(name: str) -> None:
     for signal in (True, False):
         dataset = planted(4, 2500, aggregate_signal=signal)
+        dataset.aggregates[:, 2] = np.nan
         parts = split(dataset, START_MS + 50 * DAY_MS, 2 * DAY_MS, 0.2)
         known = np.union1d(parts.train, parts.validation)
         data = Data(dataset, parts.train, parts.validation, known)

@@ -192,7 +192,7 @@ def built_by(deployment: Deployment, **settings: object) -> subprocess.Completed
     """`riskstream state build` with these settings, as an operator calls it."""
     command = [sys.executable, "-m", "stream.cli", "state", "build", "--quick-s", "2", "--json"]
     variables = os.environ | deployment.environment(**settings)
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=300)
 
 
 def build(deployment: Deployment, **settings: object) -> dict[str, Any]:

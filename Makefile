@@ -86,6 +86,16 @@ fuzz: $(READY) ## N hostile messages through decoding, validation, columns and a
 quality: $(READY) ## the default bundle beside LightGBM on a public card history: a report, and one line of JSON
 	$(BIN)/python -m bench.quality
 
+bench-takeover: $(READY) ## how soon a killed worker's partitions are scored again (ACCOUNTS=, KILLS=, SESSION_TIMEOUT_MS=)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.takeover $(if $(ACCOUNTS),--accounts $(ACCOUNTS)) $(if $(KILLS),--kills $(KILLS)) \
+	  $(if $(SESSION_TIMEOUT_MS),--session-timeout-ms $(SESSION_TIMEOUT_MS)) $(if $(SEED),--seed $(SEED))
+
+bench-pressure: $(READY) ## a worker at twice the rate that it can do (SECONDS=)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.pressure $(if $(SECONDS),--seconds $(SECONDS))
+
+bench-flat: $(READY) ## a worker's memory over eight hours of event time (SECONDS=, 25 minutes by default)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.flat $(if $(SECONDS),--seconds $(SECONDS))
+
 replay-sparkov: $(READY) ## a public card history through real Kafka and Redis, checked against offline scoring
 	$(BIN)/python -m bench.replay_sparkov
 

@@ -96,8 +96,11 @@ class WorkerProcess(Child):
         self.port = free_port()
         self.number = number
         name = f"worker-{number}"
-        command = [*COMMAND, "run", "--profile", "--http-port", str(self.port), "--worker-id", name]
-        super().__init__(command, environment, folder / f"{name}-{time.monotonic_ns()}.log")
+        self.log_file = folder / f"{name}-{time.monotonic_ns()}.log"
+        super().__init__(self.command(self.port, name), environment, self.log_file)
+
+    def command(self, port: int, name: str) -> list[str]:
+        return [*COMMAND, "run", "--profile", "--http-port", str(port), "--worker-id", name]
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its name and labels; empty while the worker starts."""

@@ -1,0 +1,221 @@
+"""`make bench-pressure`: what a worker does at twice the rate that it can do.
+
+One worker with a challenger, on real Kafka and Redis. First a backlog shows its rate. Then events come at twice that
+(and at twice what it turns out to do, should that be more) for SECONDS, whatever it does, with `scoring.deadline_ms` at two seconds; then nothing until it has caught up, and at last a
+trickle, in which it takes up again what it had left out. Shown are lag, step of shedding and memory; at the end
+`riskstream audit` counts outcomes. A line every five seconds, and JSON as the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Producer
+
+from bench.flat import resident_mib
+from bench.job import COMMAND, surroundings
+from bench.processes import PATIENCE_S, Deployment, WorkerProcess, deployed, wait_ready
+from bench.takeover import GivenJob, events
+
+ACCOUNTS = 20_000
+STEPS = ("nothing", "reasons", "challengers", "model")
+_BACKLOG, _DEADLINE_MS, _FACTOR = 20_000, 2_000, 2.0
+_TRICKLE_S, _TRICKLE_SHARE = 15.0, 0.1
+_LOOK_BACK_S = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The worker at a moment."""
+
+    at_s: float
+    phase: str
+    done: float
+    lag: float
+    step: int
+    rss_mib: float
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.pressure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long the pressure lasts")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--bundle", type=Path, help="default: the benchmarks' own, trained once")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="riskstream-pressure-") as folder:
+        job = GivenJob(Path(folder), options.bundle)
+        settings = {
+            "scoring__max_batch_ms": 5_000,
+            "scoring__deadline_ms": _DEADLINE_MS,
+            "scoring__challengers": job.scoring["RISKSTREAM_SCORING__BUNDLE"],
+        }
+        with deployed(job, "pressure", **settings) as deployment:
+            print(json.dumps(measure(deployment, options.seconds, options.seed)))
+    return 0
+
+
+def measure(deployment: Deployment, seconds: float, seed: int) -> dict[str, Any]:
+    """All phases; the figures."""
+    rate = capacity(deployment, seed)
+    with deployment.worker() as worker:
+        wait_ready(worker)
+        under = Pressure(deployment, worker, seed)
+        start = worker.events(worker.metrics())
+        sent = under.load(_FACTOR * rate, seconds, "pressure", factor=_FACTOR)
+        done = worker.events(worker.metrics()) - start
+        caught_up_s = under.catch_up()
+        under.load(max(1.0, _TRICKLE_SHARE * rate), _TRICKLE_S, "trickle")
+        under.catch_up()
+        shed = under.shed_events()
+        worker.finish()
+    return figures(under.samples, rate, sent / seconds, done / seconds, caught_up_s, shed, audit(deployment))
+
+
+def capacity(deployment: Deployment, seed: int) -> float:
+    """Events a second that a worker does of a backlog, when nothing is shed."""
+    deployment.publish(list(events(ACCOUNTS, _BACKLOG + 1, seed, int(time.time() * 1000))))
+    with deployment.worker(scoring__deadline_ms=0) as worker:
+        wait_ready(worker)
+        first = deployment.until(_BACKLOG * 0.2, worker)
+        last = deployment.until(_BACKLOG * 0.9, worker)
+        deployment.until(_BACKLOG + 1, worker)
+        worker.finish()
+    rate = (last.events - first.events) / (last.wall_s - first.wall_s)
+    say(f"the worker does {rate:,.0f} events/s")
+    return rate
+
+
+class Pressure:
+    """Loads a worker and looks at it every second."""
+
+    def __init__(self, deployment: Deployment, worker: WorkerProcess, seed: int) -> None:
+        self._deployment, self._worker, self._seed = deployment, worker, seed
+        self._started, self._told = time.monotonic(), -10.0
+        self._producer = Producer(
+            {
+                "bootstrap.servers": deployment.kafka.bootstrap,
+                "partitioner": "murmur2_random",
+                "linger.ms": 5,
+                "log_level": 0,
+            }
+        )
+        self.samples: list[Sample] = []
+        say(f"{'seconds':>8}  {'phase':<9}{'done':>10}{'lag':>9}  {'left out':<12}{'RSS MiB':>8}")
+
+    def load(self, rate: float, seconds: float, phase: str, *, factor: float = 0.0) -> int:
+        """Events at this rate, or at `factor` times what the worker does, if that is more; returns how many."""
+        self._seed += 1
+        source = events(ACCOUNTS, 10**9, self._seed, int(time.time() * 1000) + 10**9)
+        started, sent, due, looked = time.monotonic(), 0, 0.0, -1.0
+        last = started
+        while (now := time.monotonic()) < started + seconds:
+            if now - looked >= 1.0:
+                looked = now
+                self._look(phase)
+                rate = max(rate, factor * self._done_per_s())
+            due += rate * (now - last)
+            last = now
+            for key, value in itertools.islice(source, max(0, int(due) - sent)):
+                self._producer.produce("transactions", value, key)
+                sent += 1
+            self._producer.poll(0)
+            time.sleep(0.02)
+        self._producer.flush()
+        return sent
+
+    def _done_per_s(self) -> float:
+        """Over the last seconds."""
+        span = self.samples[-6:]
+        passed = span[-1].at_s - span[0].at_s
+        return (span[-1].done - span[0].done) / passed if passed >= _LOOK_BACK_S else 0.0
+
+    def catch_up(self) -> float:
+        """Until nothing is left; the seconds that it takes."""
+        started = time.monotonic()
+        while self._look("catch up").lag > 0:
+            if time.monotonic() - started > 2 * PATIENCE_S:
+                raise SystemExit(f"the worker does not catch up: {self.samples[-1]}")
+            time.sleep(0.5)
+        return time.monotonic() - started
+
+    def shed_events(self) -> dict[str, int]:
+        """Events scored while something was left out, by step."""
+        metrics = self._worker.metrics()
+        return {step: int(metrics[f'riskstream_shed_events_total{{step="{step}"}}']) for step in STEPS[1:]}
+
+    def _look(self, phase: str) -> Sample:
+        metrics = self._worker.metrics()
+        lags = [v for name, v in metrics.items() if name.startswith("riskstream_consumer_lag_events")]
+        sample = Sample(
+            time.monotonic() - self._started,
+            phase,
+            self._worker.events(metrics),
+            sum(lags),
+            int(metrics["riskstream_shed_step"]),
+            resident_mib(self._worker.pid),
+        )
+        self.samples.append(sample)
+        if sample.at_s - self._told >= 5:
+            self._told = sample.at_s
+            left_out = STEPS[sample.step]
+            say(
+                f"{sample.at_s:>8.0f}  {phase:<9}{sample.done:>10,.0f}{sample.lag:>9,.0f}  {left_out:<12}"
+                f"{sample.rss_mib:>8.1f}"
+            )
+        return sample
+
+
+def audit(deployment: Deployment) -> dict[str, Any]:
+    """What `riskstream audit` says."""
+    command = [*COMMAND, "audit", "--json"]
+    done = subprocess.run(
+        command, env=surroundings(deployment.environment), stdout=subprocess.PIPE, text=True, check=False
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def figures(
+    samples: list[Sample],
+    rate: float,
+    offered: float,
+    done: float,
+    caught_up_s: float,
+    shed: dict[str, int],
+    audited: dict[str, Any],
+) -> dict[str, Any]:
+    """What the JSON holds."""
+    first = {STEPS[s.step]: s.at_s for s in reversed(samples) if s.step}
+    return {
+        "capacity_per_s": round(rate, 1),
+        "offered_per_s": round(offered, 1),
+        "done_per_s_under_pressure": round(done, 1),
+        "deadline_ms": _DEADLINE_MS,
+        "lag_max": int(max(s.lag for s in samples)),
+        "first_at_s": {step: round(at, 1) for step, at in first.items()},
+        "shed_events": shed,
+        "left_out_at_the_end": STEPS[samples[-1].step],
+        "caught_up_s": round(caught_up_s, 1),
+        "rss_mib": {"first": round(samples[0].rss_mib, 1), "max": round(max(s.rss_mib for s in samples), 1)},
+        "audit": {name: audited.get(name) for name in ("events", "scored", "duplicates", "dead", "identity_holds")},
+        "exactly_once": audited.get("exactly_once"),
+    }
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,7 +10,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock schemas reference dashboards replay-sparkov soak deploy-check image-check rehearsal fuzz audit quality bench bench-check tuning profile clean
+.PHONY: help bench-flat bench-pressure bench-takeover setup demo test check format lock schemas reference dashboards replay-sparkov soak deploy-check image-check rehearsal fuzz audit quality bench bench-check tuning profile clean
 
 PYTHON ?= python3
 KAFKA ?= embedded

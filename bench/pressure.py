@@ -1,9 +1,10 @@
 """`make bench-pressure`: what a worker does at twice the rate that it can do.
 
 One worker with a challenger, on real Kafka and Redis. First a backlog shows its rate. Then events come at twice that
-(and at twice what it turns out to do, should that be more) for SECONDS, whatever it does, with `scoring.deadline_ms` at two seconds; then nothing until it has caught up, and at last a
-trickle, in which it takes up again what it had left out. Shown are lag, step of shedding and memory; at the end
-`riskstream audit` counts outcomes. A line every five seconds, and JSON as the last line.
+(and at twice what it turns out to do, should that be more) for SECONDS, whatever it does, with `scoring.deadline_ms`
+at two seconds; then nothing until it has caught up, and at last a trickle, in which it takes up again what it had left
+out. Shown are lag, step of shedding and memory; at the end `riskstream audit` counts outcomes. A line every five
+seconds, and JSON as the last line.
 """
 
 from __future__ import annotations
@@ -111,6 +112,8 @@ class Pressure:
             }
         )
         self.samples: list[Sample] = []
+        self._sent = 0
+        self._before = worker.events(worker.metrics())
         say(f"{'seconds':>8}  {'phase':<9}{'done':>10}{'lag':>9}  {'left out':<12}{'RSS MiB':>8}")
 
     def load(self, rate: float, seconds: float, phase: str, *, factor: float = 0.0) -> int:
@@ -132,6 +135,7 @@ class Pressure:
             self._producer.poll(0)
             time.sleep(0.02)
         self._producer.flush()
+        self._sent += sent
         return sent
 
     def _done_per_s(self) -> float:
@@ -143,7 +147,7 @@ class Pressure:
     def catch_up(self) -> float:
         """Until nothing is left; the seconds that it takes."""
         started = time.monotonic()
-        while self._look("catch up").lag > 0:
+        while self._look("catch up").done < self._before + self._sent:
             if time.monotonic() - started > 2 * PATIENCE_S:
                 raise SystemExit(f"the worker does not catch up: {self.samples[-1]}")
             time.sleep(0.5)
@@ -208,7 +212,10 @@ def figures(
         "left_out_at_the_end": STEPS[samples[-1].step],
         "caught_up_s": round(caught_up_s, 1),
         "rss_mib": {"first": round(samples[0].rss_mib, 1), "max": round(max(s.rss_mib for s in samples), 1)},
-        "audit": {name: audited.get(name) for name in ("events", "scored", "duplicates", "dead", "identity_holds")},
+        "audit": {
+            name: audited.get(name)
+            for name in ("events", "scored", "duplicates", "dead", "pending", "lost", "identity_holds")
+        },
         "exactly_once": audited.get("exactly_once"),
     }
 

@@ -52,7 +52,7 @@ def changed_outputs(log: Sequence[Item], other: Sequence[Item], known: int, doma
     return sum(not streams.same_bits({0: one[key]}, {0: two[key]}) for key in past)
 
 
-@pytest.mark.parametrize("size", [5, 64, 400])
+@pytest.mark.parametrize("size", [5, 400])
 @pytest.mark.parametrize("known", [120, 251])
 def test_later_events_change_nothing(size: int, known: int) -> None:
     log = streams.random_log(31, Shape(items=400, accounts=5, merchants=3, pace_ms=3 * HOUR_MS, labels=0.1))
@@ -90,7 +90,7 @@ def test_a_planted_leak_of_the_next_event_is_found() -> None:
 
 @pytest.fixture(scope="module")
 def history() -> HistoryBatch:
-    return Simulation(accounts=30, seed=5, fraud_rate=0.06).generate(1_500)
+    return Simulation(accounts=30, seed=5, fraud_rate=0.06).generate(900)
 
 
 def with_other_verdicts(batch: HistoryBatch, known_ms: int) -> HistoryBatch:
@@ -115,7 +115,7 @@ def vectors(batch: HistoryBatch, until_ms: int) -> np.ndarray:
 def test_verdicts_that_are_not_yet_known_change_nothing(history: HistoryBatch, share: float) -> None:
     now_ms = int(history.time_ms[int(len(history) * share)])
     other = with_other_verdicts(history, now_ms)
-    assert (other.fraud[history.time_ms <= now_ms] != history.fraud[history.time_ms <= now_ms]).sum() > 50
+    assert (other.fraud[history.time_ms <= now_ms] != history.fraud[history.time_ms <= now_ms]).sum() > 30
     assert vectors(history, now_ms).tobytes() == vectors(other, now_ms).tobytes()
 
 
@@ -128,7 +128,7 @@ def test_verdicts_that_are_known_do_change_something(history: HistoryBatch) -> N
 
 def test_a_planted_leak_of_verdicts_is_found(history: HistoryBatch) -> None:
     """The same history, its verdicts given out with the events: as a reader that forgot the delay would."""
-    history = history.take(slice(0, 400))  # every verdict cuts a batch
+    history = history.take(slice(0, 250))  # every verdict cuts a batch
     now_ms = int(history.time_ms[len(history) // 2])
     leaks = [replace(x, known_ms=x.time_ms) for x in (history, with_other_verdicts(history, now_ms))]
     one, other = (vectors(leak, now_ms) for leak in leaks)

@@ -30,7 +30,7 @@ GIVEN = {"records.features": "all", "state.entity_scope": "own", "batch.max_even
 
 @pytest.fixture(scope="module")
 def history() -> HistoryBatch:
-    return Simulation(accounts=25, seed=9, fraud_rate=0.05).generate(1_200)
+    return Simulation(accounts=25, seed=9, fraud_rate=0.05).generate(800)
 
 
 def trained(history: HistoryBatch) -> np.ndarray:

@@ -270,7 +270,7 @@ def check_worker_topics(settings: Settings, client: KafkaClient) -> dict[str, in
 
 
 def check_store(store: StateStore) -> None:
-    """Refuses a store that may lose rows behind our back, or lacks a right. A store that is away is waited for.
+    """Refuses a store that may lose rows behind our back, or lacks a right. One that is away or full is waited for.
 
     ConfigError, NotAuthorisedError, CredentialsError, CertificateError.
     """
@@ -282,7 +282,7 @@ def check_store(store: StateStore) -> None:
     for finding in store.check():
         if finding.level == "error" and finding.subject in kinds:
             raise kinds[finding.subject](finding.message)
-        if finding.level == "error" and finding.subject != "redis":
+        if finding.level == "error" and finding.subject not in ("redis", "redis memory"):
             raise ConfigError(f"{finding.subject}: {finding.message}. {finding.remedy}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stream.config import RedisSettings
-from stream.errors import CertificateError, CredentialsError, NotAuthorisedError, RiskstreamError
+from stream.errors import CertificateError, CredentialsError, NotAuthorisedError, RiskstreamError, UnavailableError
 from stream.state.store import Finding
 
 Run = Callable[[Sequence[tuple[Any, ...]]], list[Any]]
@@ -36,8 +36,7 @@ def examine_server(settings: RedisSettings, key_prefix: bytes, run: Run, probe: 
     try:
         run([("PING",)])
     except RiskstreamError as error:
-        subject = next((name for kind, name in _REFUSALS if isinstance(error, kind)), "redis")
-        return [Finding(subject, "error", str(error), _REMEDIES[subject])]
+        return [_refusal(error)]
     findings = [Finding("redis", "ok", "reachable"), _rights(run, probe, key_prefix)]
     try:
         info = run([("INFO",)])[0]
@@ -56,9 +55,16 @@ def examine_server(settings: RedisSettings, key_prefix: bytes, run: Run, probe: 
     ]
 
 
+def _refusal(error: RiskstreamError) -> Finding:
+    subject = next((name for kind, name in _REFUSALS if isinstance(error, kind)), "redis")
+    return Finding(subject, "error", str(error), _REMEDIES[subject])
+
+
 def _rights(run: Run, probe: tuple[Any, ...], key_prefix: bytes) -> Finding:
     try:
         run([probe])
+    except UnavailableError as error:
+        return _refusal(error)  # full or away: that says nothing of the rights
     except RiskstreamError as error:
         remedy = f"give the user of redis.url its commands on ~{key_prefix.decode()}*: `riskstream rights` lists them"
         return Finding("redis rights", "error", str(error), remedy)

@@ -12,11 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench.cases import inside
 from bench.cases.latency import of_rate
 from bench.job import PARTITIONS, Job
 from bench.processes import between, deployed
 
 _EVENTS, _BURN_IN = 80_000, 0.5
+_INSIDE_EVENTS = 24_000
 _RATE, _SECONDS = 1_000, 12.0
 _CLIENT = "confluent"
 
@@ -37,7 +39,10 @@ def main() -> int:
         prog="python -m bench.tuning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sweeps", nargs="*", metavar="SWEEP", help=f"of {', '.join(SWEEPS)}; default all")
+    parser.add_argument("--inside", action="store_true", help="batch, flush and arena alone, over in-memory Kafka: CPU")
     options = parser.parse_args()
+    if options.inside:
+        return _inside(options.sweeps)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="riskstream-tuning-") as folder:
         job = Job(Path(folder))
@@ -55,6 +60,25 @@ def main() -> int:
                 found[f"{name} {value}"] = figures
                 print(_row(value, figures), flush=True)
     print(json.dumps(found))
+    return 0
+
+
+def _inside(sweeps: list[str]) -> int:
+    """CPU of the engine's thread by stage: quick, and little disturbed by what else the machine does."""
+    stages = ("load", "fold", "score", "flush")
+    with tempfile.TemporaryDirectory(prefix="riskstream-tuning-") as folder:
+        job = Job(Path(folder))
+        for name in [name for name in ("batch", "flush", "arena") if not sweeps or name in sweeps]:
+            setting, values = SWEEPS[name]
+            print(f"\n| {setting.replace('__', '.')} | CPU us/event | {' | '.join(stages)} |\n{'| --- ' * 6}|")
+            for value in values:
+                figures = inside.of_events(job, _INSIDE_EVENTS, **{setting: value})
+                cells = [
+                    str(value),
+                    f"{figures['us_per_event']:.0f}",
+                    *(f"{figures['profile'][s]:.0f}" for s in stages),
+                ]
+                print(f"| {' | '.join(cells)} |", flush=True)
     return 0
 
 

@@ -18,11 +18,11 @@ def run(job: Job, *, quick: bool) -> dict[str, Any]:
     return of_events(job, _QUICK_EVENTS if quick else _EVENTS)
 
 
-def of_events(job: Job, count: int) -> dict[str, Any]:
+def of_events(job: Job, count: int, **settings: object) -> dict[str, Any]:
     """The first half brings the rows into memory, the second counts. CPU of the engine's thread."""
     before = unit(job, repeats=3)
-    with RedisServer(job.folder / "inside-redis") as redis:
-        engine = InsideEngine(job, redis)
+    with RedisServer(job.folder / f"inside-{time.monotonic_ns()}") as redis:
+        engine = InsideEngine(job, redis, **settings)
         events = job.events(count)
         engine.publish(events.take(slice(0, count // 2)))
         engine.run()

@@ -29,9 +29,11 @@ def of_client(job: Job, client: str, *, quick: bool, **settings: object) -> dict
         with deployment.worker() as worker:
             start = deployment.until(_BURN_IN * count, worker)
             end = deployment.until(0.995 * count, worker)
-            first, last = start, end
+            shed = worker.metrics().get('riskstream_flags_total{flag="rules_only"}', 0.0)
             profile = worker.finish()
-    figures = between(first, last)
+    if shed:
+        raise SystemExit(f"{shed:,.0f} events were scored without the model: what was measured is not the job")
+    figures = between(start, end)
     return {
         **figures,
         "client": client,

@@ -13,6 +13,7 @@ from stream.kafka.port import TopicPartition
 from stream.stack import RedisServer
 from tests.broker.harness import until
 from tests.conftest import require
+from tests.crash.traffic import Traffic
 from tests.soak.conftest import MakeScene
 from tests.soak.scene import Scene
 from tests.soak.workers import ForkedWorker
@@ -158,6 +159,8 @@ def test_redis_away_may_mean_scores_without_history(scene: MakeScene, own_redis:
     stage = scene(redis=own_redis, state__on_store_unavailable="degrade", redis__timeout_ms=200)
     worker = done(stage, 60)
     own_redis.stop()
+    # Of accounts that are in memory nothing is asked: these have not been seen yet.
+    stage.traffic = Traffic(6, stage.partitions, published_ms=stage.traffic._published_ms, accounts_each=40)
     stage.publish(120)
     stage.deployment.wait_done()
     degraded = flagged(stage, "degraded")

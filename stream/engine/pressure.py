@@ -9,7 +9,9 @@ from __future__ import annotations
 from enum import IntEnum
 
 STEP_MS = 1_000
-"""Longest time over which it is judged whether a step is enough: one step up or down in so long, at most."""
+"""Time over which it is judged whether a step is enough: one step up or down in so long, at most."""
+_STILL_MS = 5_000
+"""A longer pause between two turns is no matter of speed: an outage, or no events."""
 
 
 class Shed(IntEnum):
@@ -37,19 +39,22 @@ class Ladder:
         """`deadline_ms`: how old an event may be when its turn begins; 0: nothing is ever shed."""
         self._deadline_ms, self._deepest = deadline_ms, deepest
         self._step = Shed.NOTHING
-        self._seen_ms: int | None = None
+        self._finished_ms: int | None = None
         self._since_ms = self._age_then_ms = 0
 
     def observe(self, now_ms: int, age_ms: int) -> Shed:
         """What to leave out in the turn that begins now with an event this old. Once per turn."""
-        last, self._seen_ms = self._seen_ms, now_ms
-        if last is None or now_ms - last > STEP_MS:
+        if self._finished_ms is None or now_ms - self._finished_ms > _STILL_MS:
             # It stood still (an outage, no events): what the age says now is not the work's fault.
             self._begin_span(now_ms, age_ms)
         elif now_ms - self._since_ms >= STEP_MS:
             self._step = self._judged(age_ms)
             self._begin_span(now_ms, age_ms)
         return self._step
+
+    def finished(self, now_ms: int) -> None:
+        """The turn has committed. However long it took, that was work."""
+        self._finished_ms = now_ms
 
     def _judged(self, age_ms: int) -> Shed:
         if age_ms <= self._deadline_ms // 2:

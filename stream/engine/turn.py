@@ -263,6 +263,7 @@ class Turn:
             )
         metrics.batch_events.observe(read.total())
         self._count_missing(events.batch)
+        self._ladder.finished(self._clock.now_ms())
         for step in range(Shed.REASONS, result.shed + 1):
             metrics.shed_events.labels(Shed(step).word).inc(scored.total())
         _count_rejects(metrics, [*events.rejects, *labels.rejects])

@@ -14,8 +14,12 @@ DEADLINE_MS = 4_000
 
 
 def run(ladder: Ladder, ages: Iterable[int], every_ms: int = 250, start_ms: int = 10_000) -> list[Shed]:
-    """What each of these turns leaves out."""
-    return [ladder.observe(start_ms + every_ms * turn, age) for turn, age in enumerate(ages)]
+    """What each of these turns leaves out; each takes nearly all the time until the next."""
+    found = []
+    for turn, age in enumerate(ages):
+        found.append(ladder.observe(start_ms + every_ms * turn, age))
+        ladder.finished(start_ms + every_ms * (turn + 1) - 1)
+    return found
 
 
 def steps(found: list[Shed]) -> list[Shed]:
@@ -51,6 +55,17 @@ def test_a_long_stillness_is_not_the_works_fault() -> None:
     assert set(run(ladder, range(70_000, 69_000, -100), start_ms=80_000)) == {Shed.NOTHING}
 
 
+def test_turns_that_take_longer_than_a_step_are_work_too() -> None:
+    found = run(Ladder(DEADLINE_MS, Shed.MODEL), range(0, 200_000, 8_000), every_ms=8_000)
+    assert steps(found) == list(Shed)
+
+
+def _turn(ladder: Ladder, now_ms: int, age_ms: int) -> Shed:
+    found = ladder.observe(now_ms, age_ms)
+    ladder.finished(now_ms)
+    return found
+
+
 def test_down_again_only_when_well_in_time_and_step_by_step() -> None:
     ladder = Ladder(DEADLINE_MS, Shed.MODEL)
     assert run(ladder, range(0, 20_000, 200))[-1] is Shed.MODEL
@@ -74,7 +89,7 @@ def test_the_same_moments_give_the_same_steps() -> None:
         now += draw.choice((5, 60, 300, 4_000))
         moments.append((now, draw.randrange(12_000)))
     one, other = (Ladder(DEADLINE_MS, Shed.MODEL) for _ in range(2))
-    found = [one.observe(*moment) for moment in moments]
-    assert found == [other.observe(*moment) for moment in moments]
+    found = [_turn(one, *moment) for moment in moments]
+    assert found == [_turn(other, *moment) for moment in moments]
     assert set(found) == set(Shed)
     assert all(abs(after - before) <= 1 for before, after in itertools.pairwise(found))

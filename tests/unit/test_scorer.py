@@ -11,7 +11,8 @@ import torch
 from models.export import script
 from stream.errors import BundleRefused, ScoringFailed
 from stream.scoring import bundle
-from stream.scoring.scorer import TorchScorer
+from stream.scoring.scorer import TorchScorer, padded_size
+from stream.scoring.torchscript import LoadedProgram
 from tests.unit.model_fixtures import (
     lay_out,
     quick_bundle,
@@ -170,3 +171,24 @@ def test_threads_are_set() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_few_batch_sizes_are_run() -> None:
+    """The vendor keeps a compiled form of each: what a worker holds must not grow with every size that it meets."""
+    sizes = [padded_size(size) for size in range(513)]
+    assert all(size <= padded <= size + 31 for size, padded in enumerate(sizes))
+    assert sizes[:9] == list(range(9))
+    assert len(set(sizes)) <= 32
+    assert all(padded_size(padded) == padded for padded in sizes)
+
+
+def test_what_pads_a_batch_does_not_matter(tmp_path: Path) -> None:
+    domain, files = quick_bundle()
+    verified = bundle.verify(lay_out(tmp_path / "bundle", files), domain=domain)
+    scorer, program = TorchScorer(verified, domain), LoadedProgram(verified.program)
+    for size in (9, 63, 65, 129):
+        batch = random_batch(size, size, domain)
+        direct = program.run(*batch)["probability"]
+        scores = scorer.score(*batch)
+        assert scores.probability.shape == (size,)
+        np.testing.assert_allclose(scores.probability, direct, rtol=0, atol=1e-6)

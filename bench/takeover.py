@@ -7,7 +7,8 @@ partition, as a read_committed consumer sees it, and what it consists of by the 
     detection   from the kill to the assignment: the session's end, and the group's rebalance
     fencing     from there to the plan of the restore: claim, end of the dead worker's transaction, committed offset
     restore     from there until the partition runs
-    (the rest)  the first turn, its commit, and the way to the consumer
+    turn        from there until the first event is scored
+    delivery    from there until the consumer has it: the commit and a fetch
 
 The warm rows are made by the engine: one event per account is published, the group's offsets are moved behind them,
 and the workers rebuild the state from the log into Redis. A line per kill, a table, and JSON as the last line.
@@ -44,9 +45,11 @@ from bench.job import PARTITIONS, Job
 from bench.processes import Child, Deployment, WorkerProcess, deployed, python, wait_ready
 from stream.events.moments import moment_text, moments_ms
 
-PHASES = ("detection", "fencing", "restore", "first_score")
+PHASES = ("detection", "fencing", "restore", "turn", "delivery", "first_score")
 BAR_S = 2.0
 """The goal: the first score within the session timeout and so much."""
+TRANSACTION_TIMEOUT_MS = 60_000
+"""Were a dead worker's transaction not fenced, everybody would wait for it so long."""
 _POINT = "turn:inside_commit"
 _LOADED_S = 1_800.0
 _PATIENCE_S = 180.0
@@ -134,9 +137,9 @@ class Watch:
                     self.seen.setdefault(message.partition(), []).append((time.time(), float(scored)))
         consumer.close()
 
-    def first_after(self, partition: int, moment_s: float) -> float | None:
-        """When the first score arrived that was made after the moment."""
-        return next((arrived for arrived, scored in self.seen.get(partition, []) if scored > moment_s), None)
+    def first_after(self, partition: int, moment_s: float) -> tuple[float, float] | None:
+        """When the first score that was made after the moment arrived, and when it was made."""
+        return next((found for found in self.seen.get(partition, []) if found[1] > moment_s), None)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -154,8 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         job = GivenJob(Path(folder), options.bundle)
         settings = {
             "kafka__session_timeout_ms": options.session_timeout_ms,
-            # Were a dead worker's transaction not fenced, everybody would wait for it a minute.
-            "kafka__transaction_timeout_ms": 60_000,
+            "kafka__transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
             "state__rebuild_max_events": 10**9,
             "scoring__max_batch_ms": 5_000,
         }
@@ -251,7 +253,7 @@ def kill(
     os.kill(victim.pid, signal.SIGKILL)
     victim.process.wait()
     _until(lambda: all(watch.first_after(p, killed_s) for p in lost), "the survivor scores")
-    found = {p: _phases(survivor, p, killed_s, float(watch.first_after(p, killed_s) or 0)) for p in lost}
+    found = {p: _phases(survivor, p, killed_s, watch.first_after(p, killed_s) or (0.0, 0.0)) for p in lost}
     last = max(found.values(), key=lambda figures: figures["first_score"])
     phases = ", ".join(f"{phase} {last[phase]:.2f}" for phase in PHASES[:-1])
     fenced = len(survivor.lines("ending the transaction of a dead worker", killed_s))
@@ -263,7 +265,8 @@ def kill(
     return found
 
 
-def _phases(survivor: Worker, partition: int, killed_s: float, arrived_s: float) -> dict[str, float]:
+def _phases(survivor: Worker, partition: int, killed_s: float, first: tuple[float, float]) -> dict[str, float]:
+    arrived_s, scored_s = first
     assigned = next(line["at"] for line in survivor.lines("assigned", killed_s) if partition in line["partitions"])
     times = {
         message: next(line["at"] for line in survivor.lines(message, killed_s) if line["partition"] == partition)
@@ -273,6 +276,8 @@ def _phases(survivor: Worker, partition: int, killed_s: float, arrived_s: float)
         "detection": assigned - killed_s,
         "fencing": times["restoring"] - assigned,
         "restore": times["restored"] - times["restoring"],
+        "turn": scored_s - times["restored"],
+        "delivery": arrived_s - scored_s,
         "first_score": arrived_s - killed_s,
     }
 

@@ -76,7 +76,12 @@ class KafkaSettings(Section):
         le=300_000,
         description="how long a dead worker keeps its partitions: lower takes over sooner, higher survives pauses",
     )
-    heartbeat_interval_ms: int = Field(default=2_000, ge=100, description="at most a third of session_timeout_ms")
+    heartbeat_interval_ms: int = Field(
+        default=500,
+        ge=100,
+        description="at most a third of session_timeout_ms; a takeover may take the timeout and so much, a worker "
+        "sends the broker a small request each time",
+    )
     max_poll_interval_ms: int = Field(
         default=120_000, ge=5_000, description="longest turn before the group gives the partitions away"
     )

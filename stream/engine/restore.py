@@ -18,7 +18,7 @@ offset 0 lacks what features remember for life: never refused, since nothing mor
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from stream.config import StateSettings
@@ -145,10 +145,11 @@ class Replay:
     The labels of the stretch are read first and kept (they are few), so that none comes too late.
     """
 
-    def __init__(self, log: Log, plan: Plan, transactions: Reader, labels: Reader, max_records: int) -> None:
-        """The readers are this replay's own; `close` closes them."""
+    def __init__(self, log: Log, plan: Plan, new_reader: Callable[[], Reader], max_records: int) -> None:
+        """A reader is made, which takes a connection, only for an input with something to read; `close` closes it."""
         self._log, self._plan, self._max = log, plan, max_records
-        self._transactions, self._labels = transactions, labels
+        self._new_reader = new_reader
+        self._readers: dict[TopicPartition, Reader] = {}
         self.restart(plan.start)
 
     def restart(self, done: Checkpoint) -> None:
@@ -159,9 +160,9 @@ class Replay:
         self._labels_read = self._due = done.labels
         self.done = done
         if done.transactions < end.transactions:
-            self._transactions.assign({self._log.transactions: done.transactions})
+            self._read(self._log.transactions, done.transactions)
         if done.labels < end.labels:
-            self._labels.assign({self._log.labels: done.labels})
+            self._read(self._log.labels, done.labels)
 
     @property
     def finished(self) -> bool:
@@ -176,15 +177,15 @@ class Replay:
         """The steps of one poll of the log. Blocks up to a fifth of a second; none when nothing came."""
         end = self._plan.end
         if self._labels_read < end.labels:
-            self._pending.extend(self._poll(self._labels, self._log.labels, end.labels))
-            self._labels_read = self._labels.position(self._log.labels)
+            self._pending.extend(self._poll(self._log.labels, end.labels))
+            self._labels_read = self._readers[self._log.labels].position(self._log.labels)
             return
         if self.done.transactions >= end.transactions:
             self.done = end
             yield Step(list(self._pending), [], end)
             return
-        records = self._poll(self._transactions, self._log.transactions, end.transactions)
-        read_to = min(self._transactions.position(self._log.transactions), end.transactions)
+        records = self._poll(self._log.transactions, end.transactions)
+        read_to = min(self._readers[self._log.transactions].position(self._log.transactions), end.transactions)
         place = 0
         while place < len(records):
             labels = self._labels_before(records[place])
@@ -196,8 +197,13 @@ class Replay:
             yield self._step([], [], read_to)  # nothing but markers of transactions lay here
 
     def close(self) -> None:
-        self._transactions.close()
-        self._labels.close()
+        for reader in self._readers.values():
+            reader.close()
+
+    def _read(self, partition: TopicPartition, start: int) -> None:
+        if partition not in self._readers:
+            self._readers[partition] = self._new_reader()
+        self._readers[partition].assign({partition: start})
 
     def _step(self, labels: Sequence[Record], records: Sequence[Record], transactions: int) -> Step:
         folded = labels[-1].offset + 1 if labels else self.done.labels
@@ -236,6 +242,6 @@ class Replay:
                 return cut
         return len(records)
 
-    def _poll(self, reader: Reader, partition: TopicPartition, end: int) -> list[Record]:
-        records = reader.poll(self._max, _POLL_MS).get(partition, ())
+    def _poll(self, partition: TopicPartition, end: int) -> list[Record]:
+        records = self._readers[partition].poll(self._max, _POLL_MS).get(partition, ())
         return [record for record in records if record.offset < end]

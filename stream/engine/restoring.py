@@ -91,7 +91,12 @@ class Restorer:
         self._transactional_id = owner or transactional_id(settings)
         self._fault = fault
         self._jobs: dict[int, _Job] = {}
+        self._ended: set[str] = set()
         self._log = structlog.get_logger("riskstream.restore")
+
+    def next_round(self) -> None:
+        """A step of each partition follows. In one round a former owner is looked for once, whatever it owned."""
+        self._ended.clear()
 
     def forget(self, number: int) -> None:
         """The partition is gone, or begins again."""
@@ -215,11 +220,12 @@ class Restorer:
         return True
 
     def _find_places(self, partition: Partition, job: _Job) -> None:
-        """One step of looking for where labels were folded; then the replay begins."""
-        assert job.places is not None
-        if job.places.step():
+        """One step of looking for where labels were folded, if that is wanted; then the replay begins."""
+        if job.places is not None:
+            if not job.places.step():
+                return
             job.plan = job.places.plan()
-            self._begin_replay(partition, job)
+        self._begin_replay(partition, job)
 
     def _begin_replay(self, partition: Partition, job: _Job) -> None:
         chosen = job.plan
@@ -228,8 +234,7 @@ class Restorer:
             "restoring", partition=partition.number, kind=chosen.kind, start=list(chosen.start), end=list(chosen.end),
             labels_by_timestamp=chosen.start.labels < chosen.note.base.labels,
         )  # fmt: skip
-        readers = self._client.reader(), self._client.reader()
-        job.replay = Replay(job.origin.log, chosen, *readers, self._settings.batch.max_events * 4)
+        job.replay = Replay(job.origin.log, chosen, self._client.reader, self._settings.batch.max_events * 4)
 
     def _origin(self, number: int, consumer: GroupOffsets, owners: Sequence[str]) -> _Origin | None:
         """What Kafka says of a partition; None while a transaction hangs over its offset, or Kafka is away.
@@ -277,15 +282,17 @@ class Restorer:
         The transaction of a worker that still is in the group is its own affair.
         """
         group = self._settings.kafka.group
-        former = [name for name in owners if name != self._transactional_id and name.startswith(f"{group}-")]
+        former = {name for name in owners if name != self._transactional_id and name.startswith(f"{group}-")}
+        former -= self._ended
         if not former:
             return
         admin = self._client.admin()
         try:
-            for name in former:
+            for name in sorted(former):
                 if admin.is_abandoned(name, group, name.removeprefix(f"{group}-")):
                     self._log.warning("ending the transaction of a dead worker", transactional_id=name)
                     admin.fence(name)
+                self._ended.add(name)
         finally:
             admin.close()
 

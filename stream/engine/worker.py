@@ -365,9 +365,8 @@ class Worker:
     # --- restoring and flushing
 
     def _restore_some(self) -> None:
-        for partition in list(self._partitions.values()):
-            if partition.phase in (Phase.RUNNING, Phase.PARKED):
-                continue
+        self._restorer.next_round()
+        for partition in [p for p in self._partitions.values() if p.phase not in (Phase.RUNNING, Phase.PARKED)]:
             try:
                 self._restore_step(partition)
                 self._waiting_for_store = False

@@ -242,7 +242,7 @@ def history(seed: int, turns: int) -> History:
 def replay_of(made: History, start: Checkpoint, note: CommitNote, max_records: int) -> Replay:
     client = MemoryKafka(made.broker)
     log = Log(TRANSACTIONS, LABELS, Checkpoint(0, 0))
-    return Replay(log, Plan("replay", start, made.committed, note, 0), client.reader(), client.reader(), max_records)
+    return Replay(log, Plan("replay", start, made.committed, note, 0), client.reader, max_records)
 
 
 def flattened(steps: list[Step]) -> list[tuple[str, int]]:

@@ -23,6 +23,9 @@ class NetOptions:
     width: int = 128
     """Of the first layer of the aggregate branch."""
     dropout: float = 0.1
+    sequence_dropout: float = 0.5
+    """How often, in training, what joins the branches must do without the sequence: it would rather learn
+    the training accounts' own sequences by heart than what the aggregates say of all accounts."""
     knots: int = 12
     """Pieces that each number of the aggregate branch is cut into; 0: none."""
 
@@ -106,6 +109,7 @@ class RiskNet(nn.Module):
     reads_sequence: Final[bool]
     reads_aggregates: Final[bool]
     joins: Final[bool]
+    sequence_dropout: Final[float]
 
     def __init__(
         self, steps: ColumnStatistics, aggregates: ColumnStatistics, options: NetOptions, sequence_length: int
@@ -114,6 +118,7 @@ class RiskNet(nn.Module):
         built = architecture(options.architecture)
         self.statistics, self.options = (steps, aggregates), options
         hidden = options.hidden
+        self.sequence_dropout = options.sequence_dropout
         self.reads_sequence, self.reads_aggregates = built.sequence is not None, built.aggregates
         self.joins = self.reads_sequence and self.reads_aggregates
         self.representation = 0
@@ -144,8 +149,12 @@ class RiskNet(nn.Module):
     def forward(self, steps: Tensor, lengths: Tensor, aggregates: Tensor) -> Tensor:
         found = self.branches(steps, lengths, aggregates)
         if self.joins:
+            sequence = found[0]
+            if self.training:
+                kept = torch.rand([sequence.size(0), 1], device=sequence.device) >= self.sequence_dropout
+                sequence = sequence * kept.to(sequence.dtype)
             heads = [
-                self.joined(torch.cat(found, dim=1)),
+                self.joined(torch.cat([sequence, found[1]], dim=1)),
                 self.sequence_head(found[0]),
                 self.aggregate_head(found[1]),
             ]

@@ -224,10 +224,11 @@ class ScoringSettings(Section):
     )
     threads: int = Field(default=1, ge=1, le=64, description="torch threads per worker")
     deadline_ms: int = Field(
-        default=60_000,
+        default=0,
         ge=0,
-        description="age at which an event is late for its decision: a worker that is behind by more and does not catch "
-        "up leaves work out, flagged. Lower keeps decisions timely, higher keeps them whole; 0: never (bulk loads)",
+        description="age (by Kafka's timestamp) at which an event is late for its decision: a worker that is behind by "
+        "more and does not catch up leaves work out, flagged. Lower keeps decisions timely, higher keeps them whole; "
+        "0: nothing is ever left out (replays and bulk loads of old events need that)",
     )
     shed: Literal["reasons", "challengers", "model"] = Field(
         default="model",

@@ -39,7 +39,7 @@ from stream.features.money import Rates
 CHUNK = 500
 LIMIT_MS = 10.0
 LIMIT_PEAK_BYTES = 32 * 2**20
-_REPEATS, _PAUSE_S = 100, 0.01
+_REPEATS, _PAUSE_S = 400, 0.05
 _LONGEST_REASON = 400
 _WARM_UP = 1_000
 _MEASURED_PER_KIND = 3

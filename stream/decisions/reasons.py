@@ -75,6 +75,8 @@ class Explainer:
         present = {name: value for name, value in found.items() if math.isfinite(value)}
         farthest = sorted(present, key=lambda name: -self._distance(name, present[name]))[:_MOST_VALUES]
         parts = [f"{name} {present[name]:g}{self._usual(name)}" for name in farthest]
+        if found and not parts:
+            parts = ["all its values are missing"]
         text = f"unusual {group}" + (f": {', '.join(parts)}" if parts else "")
         return _reason(group.upper(), group, contribution, text, {name: present[name] for name in farthest})
 

@@ -75,7 +75,7 @@ def train_bundle(simulation: Simulation, folder: Path) -> None:
         alert_rate=0.05,
         device="cpu",
         net=NetOptions(hidden=8, embedding=2, width=16),
-        fit=FitOptions(epochs=3, batch_size=64, learning_rate=1e-2),
+        fit=FitOptions(epochs=3, batch_size=64, learning_rate=1e-2, weight_decay=1e-2),
     )
     trained = train(dataset, options)
     export_bundle(trained, domain, folder, name="tiny", version="7", command="riskstream train", clock=SystemClock())

@@ -136,7 +136,7 @@ def quick_options(dataset: TrainingSet, **changes: object) -> TrainOptions:
 def quick_model(seed: int = 0, domain: Domain | None = None, **changes: object) -> tuple[TrainedModel, Domain]:
     """A model trained on an easy signal for one short epoch, and its domain."""
     dataset = planted(seed, 2000, aggregate_signal=True, domain=domain)
-    fit = FitOptions(epochs=1, batch_size=128, learning_rate=1e-2, epoch_steps=20)
+    fit = FitOptions(epochs=1, batch_size=128, learning_rate=1e-2, weight_decay=1e-2, epoch_steps=20)
     return train(dataset, quick_options(dataset, fit=fit, **changes)), dataset.domain
 
 

@@ -70,6 +70,24 @@ def test_a_record_that_the_topic_refuses_is_never_lost_in_silence(cluster: RealC
     assert reader.poll(10, 300) == {}
 
 
+def test_records_that_are_too_large_only_together_are_delivered(python_cluster: RealCluster) -> None:
+    """Also after a record that was refused, whose sequence numbers the broker has never seen."""
+    client, topic = python_cluster.client(), python_cluster.name
+    client.admin().create_topic(topic, partitions=1, replication_factor=1, config={"max.message.bytes": "1000"})
+    producer = begun(client, "tx-" + topic)
+    producer.produce_all(topic, 0, [(None, b"small", ()), (None, b"x" * 5_000, ())])
+    with pytest.raises(FatalError, match=r"max\.message\.bytes"):
+        producer.commit()
+    producer.abort()
+    producer.begin()
+    sent = [b"%03d" % number + b"x" * 600 for number in range(20)]
+    producer.produce_all(topic, 0, [(None, value, ()) for value in sent])
+    producer.commit()
+    reader = client.reader()
+    reader.assign({TopicPartition(topic, 0): 0})
+    assert values(read(reader, len(sent))) == sent
+
+
 def test_an_undelivered_record_that_the_vendor_forgives_aborts_the_turn(
     python_cluster: RealCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

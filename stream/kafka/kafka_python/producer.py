@@ -24,7 +24,7 @@ from kafka.serializer import Serializer
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from stream.config import KafkaSettings
-from stream.errors import FencedError, PartitionLostError, TurnAborted, UnavailableError
+from stream.errors import FatalError, FencedError, PartitionLostError, TurnAborted, UnavailableError
 from stream.kafka.kafka_python.admin import check_not_replaced
 from stream.kafka.kafka_python.batches import hand_over
 from stream.kafka.kafka_python.connection import KnownTopics, common_options
@@ -167,7 +167,7 @@ class KafkaPythonProducer(_Producing):
         self._timeout_ms = settings.request_timeout_ms + settings.transaction_timeout_ms
         self._began = 0.0
         self._in_transaction = False
-        self._broken = False
+        self._broken = self._has_gap = False
         self._group: ConsumerGroupMetadata | None = None
         self._ready: set[tuple[str, int]] = set()
         self._vendor = self._connect()
@@ -230,6 +230,7 @@ class KafkaPythonProducer(_Producing):
         if not self._broken:
             try:
                 self._transact("aborting", lambda manager: manager.begin_abort())
+                self._broken = self._has_gap
             except TurnAborted:
                 self._broken = True
         if self._broken:
@@ -245,7 +246,7 @@ class KafkaPythonProducer(_Producing):
         self._discard()
         self._vendor = self._connect()
         self.init_transactions()
-        self._broken = False
+        self._broken = self._has_gap = False
 
     def close(self) -> None:
         """Ends an open transaction if Kafka answers at once; its successor does so otherwise."""
@@ -281,6 +282,10 @@ class KafkaPythonProducer(_Producing):
             self._broken = True
             if isinstance(cause, vendor.RetriableError):
                 self._check_topics()
+        elif isinstance(result, FatalError) and not isinstance(result, FencedError):
+            # The vendor has counted the refused records' sequence numbers, the broker has not: it would refuse
+            # the next transaction's records as out of order. The abort itself still works.
+            self._has_gap = True
         return result
 
     def _outlived_its_transaction(self, cause: Exception) -> bool:

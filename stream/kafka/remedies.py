@@ -13,3 +13,7 @@ TRANSACTIONAL_RIGHT = (
 )
 OTHER_RIGHT = f"the user of kafka.sasl_username lacks a right; {_LISTED}"
 CERTIFICATE = "restarting does not cure it"
+LOG_TRUNCATED = (
+    "the log no longer holds the next offset: retention dropped it before it was read. Keep records longer; "
+    "state.on_truncated_log=continue goes on without what is gone, with flagged scores"
+)

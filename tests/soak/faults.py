@@ -250,6 +250,12 @@ def offsets_back(arena: Arena, planned: Strike) -> None:
 
 def log_truncated(arena: Arena, planned: Strike) -> None:
     """Redis is back with old data, and retention has dropped what a replay needs: refused, until it has its data."""
+    # After a loss of the store a checkpoint comes back with its rebuild only; a snapshot without one would not be
+    # refused: its rebuild from the cut log would be flagged cold.
+    arena.wait_until(
+        lambda: all(arena.state.checkpoint(n) not in (None, b"-") for n in range(arena.deployment.partitions)),
+        "every partition has a checkpoint",
+    )
     arena.redis.save("older")
     arena.wait_progress()
     arena.wait_progress()

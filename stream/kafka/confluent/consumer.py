@@ -141,7 +141,10 @@ class _Positions:
             self._positions[TopicPartition(message.topic(), message.partition())] = message.offset()
             return None
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
-            self._stopped.add(TopicPartition(message.topic(), message.partition()))
+            partition = TopicPartition(message.topic(), message.partition())
+            self._stopped.add(partition)
+            if partition in self._paused:
+                return None  # fetched before it was paused; whoever paused it chooses where it goes on
         if error.code() == KafkaError._MAX_POLL_EXCEEDED or error.retriable():
             return None
         return translated(error, f"reading {message.topic()}" if message.topic() else "polling")
@@ -309,6 +312,8 @@ class ConfluentConsumer(_Positions):
         with translating("resuming"):
             self._vendor.resume([self._require(partition) for partition in chosen])
         self._paused.difference_update(chosen)
+        if self._stopped.intersection(chosen):
+            self._assign_anew()
 
     def _require(self, partition: TopicPartition) -> VendorPartition:
         if partition not in self._assigned:

@@ -73,7 +73,7 @@ _TABLE: tuple[tuple[frozenset[int], type[RiskstreamError], str], ...] = (
     (
         frozenset({KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION}),
         LogTruncatedError,
-        "the log no longer holds the next offset; keep records longer (retention), or rebuild",
+        remedies.LOG_TRUNCATED,
     ),
     (
         frozenset(

@@ -206,6 +206,9 @@ class KafkaPythonConsumer(_Partitions):
             self._run_listener()
             self._start_at_first_offset()
         except vendor.KafkaError as error:
+            if isinstance(error, vendor.OffsetOutOfRangeError) and self._notes.assigned is not None:
+                # The listener has not run yet: it decides, and what it neither pauses nor seeks fails again.
+                return {}
             if not isinstance(error.__cause__, OnCallersThread):
                 raise translated(error, "polling") from error
             self._notes.revocation_done = True

@@ -53,7 +53,7 @@ _TABLE: tuple[tuple[tuple[type[Exception], ...], type[RiskstreamError], str], ..
     (
         (vendor.OffsetOutOfRangeError, vendor.LogTruncationError),
         LogTruncatedError,
-        "the log no longer holds the next offset; keep records longer (retention), or rebuild",
+        remedies.LOG_TRUNCATED,
     ),
     (
         (

@@ -400,6 +400,37 @@ def test_reading_what_retention_has_dropped_is_an_error(cluster: Cluster) -> Non
             assert reader.poll(10, 50) == {}
 
 
+def test_a_committed_offset_that_retention_has_dropped_is_for_the_listener_to_judge(cluster: Cluster) -> None:
+    """It pauses what it is assigned: no fetch fails before a place has been chosen."""
+    client = cluster.client()
+    topic = cluster.create_topic()
+    partition = TopicPartition(topic, 0)
+    write(client, topic, [b"%d" % number for number in range(10)])
+    consumer, _ = joined(client, [topic])
+    producer = begun(client, "tx-" + cluster.name)
+    producer.send_offsets({partition: CommittedOffset(2, "")}, consumer.group_metadata())
+    producer.commit()
+    consumer.close()
+    cluster.delete_before(partition, 4)
+    recorder = Recorder()
+    consumer = client.consumer()
+    recorder.when_assigned = consumer.pause
+    consumer.subscribe([topic], recorder)
+    # As a worker with nothing to wait for: a long poll brings the share and a fetch from its old place at once.
+    deadline = time.monotonic() + 20
+    while "assigned" not in recorder.kinds():
+        assert time.monotonic() < deadline
+        assert consumer.poll(10, 2_000) == {}
+    for _ in range(3):
+        assert consumer.poll(10, 200) == {}
+    committed = consumer.committed(partition)
+    assert committed is not None
+    assert committed.offset < consumer.first_offset(partition) == 4
+    consumer.seek(partition, 4)
+    consumer.resume([partition])
+    assert len(read(consumer, 6)) == 6
+
+
 def test_a_partition_without_a_commit_starts_at_its_first_offset(cluster: Cluster) -> None:
     client = cluster.client()
     topic = cluster.create_topic(partitions=2)

@@ -374,7 +374,12 @@ class Deployment:
 
     def wait_done(self, timeout_s: float = PATIENCE_S) -> float:
         """Until everything published has been committed; returns the seconds it took."""
-        return until(self.is_done, "the group has done everything", timeout_s)
+        try:
+            return until(self.is_done, "the group has done everything", timeout_s)
+        except AssertionError as error:
+            for worker in self.workers:
+                error.add_note(f"{'alive' if worker.alive else 'ended'}: {worker.output()[-3000:]}")
+            raise
 
     def read(self, topic: str) -> list[Record]:
         """Every committed record, in offset order per partition."""

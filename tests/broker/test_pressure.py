@@ -24,9 +24,10 @@ def test_at_more_than_it_can_do_it_sheds_in_order_and_catches_up(deploy: Deploy,
         batch__max_events=64,
     )  # fmt: skip
     worker = deployment.worker(program=(SLOW_WORKER, "10"))
+    # Published before it starts: a fetch in the middle of the publishing would know of few events for a while.
+    deployment.publish(messages_of(payments(EVENTS, accounts=200)))
     deployment.started(worker)
     before_mib = worker.metric("process_resident_memory_bytes") / 2**20
-    deployment.publish(messages_of(payments(EVENTS, accounts=200)))
     until(lambda: worker.metric("riskstream_consumer_lag_events") > EVENTS / 4, "its lag is seen")
     took_s = deployment.wait_done(300.0)
     assert len(deployment.check_exactly_once()) == EVENTS

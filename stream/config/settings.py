@@ -160,6 +160,9 @@ class BatchSettings(Section):
         description="longest that poll waits for the first event; a turn takes what is there",
     )
     max_message_bytes: int = Field(default=65_536, ge=1_024, description="larger messages are dead letters")
+    max_values: int = Field(
+        default=8_192, ge=8_192, description="a message with more values (members, items) is a dead letter"
+    )
     max_nesting: int = Field(default=16, ge=2, le=100, description="deeper JSON is a dead letter")
     future_tolerance_ms: int = Field(
         default=300_000, ge=0, description="an event later than its Kafka timestamp by more is a dead letter"

@@ -23,7 +23,7 @@ from typing_extensions import TypedDict
 
 from stream.errors import ConfigError
 from stream.events.fields import is_finite_json
-from stream.events.jsontext import nesting, opened, repeated_key, suspects
+from stream.events.jsontext import has_more_values, nesting, opened, repeated_key, suspects
 from stream.events.moments import EARLIEST_MS, END_MS, MOMENT_PATTERN, NO_MOMENT, moments_ms
 from stream.events.rejects import (
     ONE_OBJECT,
@@ -40,7 +40,7 @@ from stream.events.rejects import (
 
 MomentText = Annotated[str, StringConstraints(pattern=MOMENT_PATTERN)]
 # Of a message that fails, validate_json copies the whole content once per error: 10 ms for 64 KB. Parsed first,
-# nothing is copied, but a message of usual size takes a quarter longer.
+# nothing is copied, but a message of usual size takes a quarter longer. No smaller one can hold too many values.
 _LARGE_BYTES = 8192
 
 
@@ -60,6 +60,10 @@ class Limits(Protocol):
 
     @property
     def max_message_bytes(self) -> int: ...
+    @property
+    def max_values(self) -> int:
+        """8,192 or more."""
+        ...
     @property
     def max_nesting(self) -> int: ...
     @property
@@ -101,11 +105,11 @@ class Decoder:
         indices: list[int] = []
         values: list[bytes] = []
         rejects: list[Reject] = []
-        validate, most_bytes = self._validate, self._limits.max_message_bytes
+        validate, usual_bytes = self._validate, min(self._limits.max_message_bytes, _LARGE_BYTES - 1)
         for index, record in enumerate(records):
             value = record.value
-            if value is None or len(value) > most_bytes:
-                rejects.append(Reject(index, *self._judge_size(value)))
+            if (value is None or len(value) > usual_bytes) and (finding := self._judge_size(value)):
+                rejects.append(Reject(index, *finding))
                 continue
             try:
                 events.append(validate(value) if len(value) < _LARGE_BYTES else self._validate_parsed(from_json(value)))
@@ -169,12 +173,26 @@ class Decoder:
         decoded.rejects.sort(key=lambda reject: reject.index)
         return decoded
 
-    def _judge_size(self, value: bytes | None) -> Finding:
+    def _judge_size(self, value: bytes | None) -> Finding | None:
         if value is None:
             return whole_message(RejectCode.NULL_VALUE, "is null (a tombstone)", ONE_OBJECT)
         limit = self._limits.max_message_bytes
-        problem = f"has {len(value)} bytes, more than the limit of {limit}"
-        return whole_message(RejectCode.TOO_LARGE, problem, "send less, or raise batch.max_message_bytes")
+        if len(value) > limit:
+            problem = f"has {len(value)} bytes, more than the limit of {limit}"
+            return whole_message(RejectCode.TOO_LARGE, problem, "send less, or raise batch.max_message_bytes")
+        limit = self._limits.max_values
+        if len(value) > limit and has_more_values(value, limit):
+            problem = f"holds more than {limit} values"
+            too_many = whole_message(RejectCode.TOO_LARGE, problem, "send fewer, or raise batch.max_values")
+            return self._judge_depth(value) or too_many
+        return None
+
+    def _judge_depth(self, value: bytes) -> Finding | None:
+        limit = self._limits.max_nesting
+        if opened(value) <= limit or (depth := nesting(value)) <= limit:
+            return None
+        problem = f"is nested {depth} deep, more than the limit of {limit}"
+        return whole_message(RejectCode.TOO_DEEP, problem, "send it flatter, or raise batch.max_nesting")
 
     def _judge_invalid(self, value: bytes, error: ValueError) -> Finding:
         """What the exact look at the bytes says, or else what validation said, or else what the parser said."""
@@ -189,10 +207,8 @@ class Decoder:
             text = value.decode()
         except UnicodeDecodeError as error:
             return whole_message(RejectCode.NOT_UTF8, f"is not UTF-8 at byte {error.start}", "encode as UTF-8")
-        limit = self._limits.max_nesting
-        if opened(value) > limit and (depth := nesting(value)) > limit:
-            problem = f"is nested {depth} deep, more than the limit of {limit}"
-            return whole_message(RejectCode.TOO_DEEP, problem, "send it flatter, or raise batch.max_nesting")
+        if (too_deep := self._judge_depth(value)) is not None:
+            return too_deep
         try:
             repeated = repeated_key(text)
         except json.JSONDecodeError as error:

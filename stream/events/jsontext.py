@@ -18,7 +18,7 @@ _START = re.compile(rf"{_S}\{{{_S}(\}})?")
 _MEMBER = re.compile(rf'{_S}("[^"\\]*+(?:\\.[^"\\]*+)*+"){_S}:{_S}', re.DOTALL)
 _AFTER_MEMBER = re.compile(rf"{_S}([,}}])")
 _END = re.compile(rf"{_S}\Z")
-_SPACE_BEFORE_COLON = re.compile(rb"[ \t\n\r]:")
+_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"([ \t\n\r]*+:)?', re.DOTALL)
 _WHITESPACE = b" \t\n\r"
 _QUOTE_COLON = int.from_bytes(b'":', "little")
 
@@ -29,6 +29,15 @@ def nesting(value: bytes) -> int:
     opens = (codes == ord("{")) | (codes == ord("["))
     closes = (codes == ord("}")) | (codes == ord("]"))
     return int(np.cumsum(opens.astype(np.int32) - closes).max(initial=0))
+
+
+def has_more_values(value: bytes, limit: int) -> bool:
+    """Whether a JSON text holds more than `limit` values: commas, objects and lists outside of its strings."""
+    return _values(value) > limit and _values(_STRING.sub(b"", value)) > limit
+
+
+def _values(value: bytes) -> int:
+    return value.count(b",") + opened(value)
 
 
 def opened(value: bytes) -> int:
@@ -85,57 +94,50 @@ def _expect(pattern: re.Pattern[str], text: str, place: int, wanted: str) -> re.
     return found
 
 
-def count_keys(event: dict[str, Any]) -> int:
-    """All keys of a parsed object, nested ones included."""
-    total = 0
+def shape(event: dict[str, Any]) -> tuple[int, int]:
+    """(all keys of a parsed object, nested ones included; its depth, 1 for a flat one, empty ones not counted)."""
+    keys = depth = 0
     level: list[Any] = [event]
     while level:
-        total += sum([len(item) for item in level if item.__class__ is dict])
+        depth += 1
+        keys += sum([len(item) for item in level if item.__class__ is dict])
         level = [
             value
             for item in level
             for value in (item.values() if item.__class__ is dict else item)
             if value and (value.__class__ is dict or value.__class__ is list)
         ]
-    return total
+    return keys, depth
 
 
 def suspects(values: Sequence[bytes], events: Sequence[dict[str, Any]], max_nesting: int) -> list[int]:
-    """Which of the messages may hold a key twice or be nested too deep: every one that does, and few others.
+    """Which of the messages hold a key twice or may be nested too deep: every one that does, and few others.
 
     `values` parsed without error into `events`. In JSON text a key ends with `":`, unless white space stands
     before the colon; the same two bytes inside a string only add to the count (as `\\":`). So without such white
-    space count >= keys in the text >= keys in the parsed object, and equality proves that no key was lost. As
-    that holds for each message, one count over the whole batch proves it for all.
+    space count >= keys in the text >= keys in the parsed object, and equality proves that no key was lost, and
+    with no key no depth. As that holds for each message, one count over the whole batch proves it for all.
     """
     joined = b"".join(values)
     codes = np.frombuffer(joined, dtype=np.uint8)
-    objects = codes == ord("{")
-    opens = int(np.count_nonzero(objects)) + int(np.count_nonzero(codes == ord("[")))
-    shallow = opens - len(events) < max_nesting or _most_opened(codes, values) <= max_nesting
+    objects = int(np.count_nonzero(codes == ord("{")))
+    flat = objects + int(np.count_nonzero(codes == ord("["))) == len(events)
+    shapes = [(len(event), 1) for event in events] if flat else list(map(shape, events))
     pairs = _byte_pairs(joined)
-    if shallow and not _space_before_colon(joined, pairs):
-        flat = int(np.count_nonzero(objects)) == len(events)
-        if _count(pairs, _QUOTE_COLON) == sum(map(len if flat else count_keys, events)):
-            return []
-    each = enumerate(zip(values, events, strict=True))
-    return [index for index, (value, event) in each if _suspect(value, event, max_nesting)]
+    if not _space_before_colon(joined, pairs):
+        if _count(pairs, _QUOTE_COLON) == sum([keys for keys, _ in shapes]):
+            return [index for index, (_, depth) in enumerate(shapes) if depth >= max_nesting]
+    return [
+        index
+        for index, (value, (keys, depth)) in enumerate(zip(values, shapes, strict=True))
+        if depth >= max_nesting or _keys(value) != keys
+    ]
 
 
-def _most_opened(codes: NDArray[np.uint8], values: Sequence[bytes]) -> int:
-    """The most objects and lists that one message opens: no message is nested deeper."""
-    starts = np.cumsum([0, *map(len, values[:-1])])
-    opens = ((codes == ord("{")) | (codes == ord("["))).view(np.uint8)
-    return int(np.add.reduceat(opens, starts, dtype=np.int32).max())
-
-
-def _suspect(value: bytes, event: dict[str, Any], max_nesting: int) -> bool:
-    """The same for one message. Without escaped backslashes, every `\\":` is known to lie inside a string."""
-    if _SPACE_BEFORE_COLON.search(value) or (opened(value) > max_nesting and nesting(value) > max_nesting):
-        return True
-    inside = value.count(b'\\":') if b"\\\\" not in value else 0
-    keys = len(event) if value.count(b"{") == 1 else count_keys(event)
-    return value.count(b'":') - inside != keys
+def _keys(value: bytes) -> int:
+    """All keys in a JSON text: the strings that a colon follows. One linear pass."""
+    texts = _TEXT.findall(value)
+    return len(texts) - texts.count(b"")
 
 
 def _byte_pairs(joined: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:

@@ -256,6 +256,20 @@ def test_limits_are_inclusive() -> None:
     assert [reject.code for reject in decoded.rejects] == [RejectCode.TOO_LARGE, RejectCode.TOO_DEEP]
 
 
+@pytest.mark.parametrize("item", ["0", "[]", '{"a":1}', '"[,{"'])
+def test_the_limit_of_values_counts_what_is_outside_of_texts(item: str) -> None:
+    """Members, items, objects and lists: the event has its own, and each item a comma and what it opens."""
+    own = packed(z=0).count(b",") + 2  # its object, and the list in the place of the 0
+    each = 1 + (item[0] in "[{")
+    most = (LIMITS.max_values - own + 1) // each
+    fits, over = (packed(z=[]).replace(b"[]", f"[{','.join([item] * count)}]".encode()) for count in (most, most + 1))
+    decoded = decode(fits, over)
+    assert decoded.indices == [0]
+    assert [(reject.code, reject.reason) for reject in decoded.rejects] == [
+        (RejectCode.TOO_LARGE, "value: holds more than 8192 values; send fewer, or raise batch.max_values")
+    ]
+
+
 def test_depth_is_judged_message_by_message() -> None:
     wide = packed(z=[{"a": [1]} for _ in range(40)])
     assert decode(*[wide] * 20).rejects == []

@@ -22,6 +22,7 @@ from kafka import TopicPartition as VendorPartition
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.coordinator.consumer import ConsumerCoordinator
+from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment
 from kafka.structs import ConsumerGroupMetadata
 
 from stream.config import KafkaSettings
@@ -66,6 +67,9 @@ class _PatientCoordinator(ConsumerCoordinator):  # type: ignore[misc]  # the ven
 
     A poll that times out leaves its join to the next one. kafka-python 3.0.12 throws the join away if it
     has finished in between, and starts another: with short polls a group may rebalance over and over.
+
+    A member whose leader did not know of it is answered with no bytes at all, which the vendor cannot decode:
+    it has no partitions then, and joins again.
     """
 
     _join: _JoinInFlight | None = None
@@ -77,6 +81,12 @@ class _PatientCoordinator(ConsumerCoordinator):  # type: ignore[misc]  # the ven
     @_join_task.setter
     def _join_task(self, task: Any) -> None:
         self._join = None if task is None else _JoinInFlight(task)
+
+    async def _on_join_complete_async(self, generation: int, member_id: str, protocol: str, assignment: bytes) -> None:
+        if not assignment:
+            assignment = bytes(ConsumerProtocolAssignment(version=0, assigned_partitions=[], user_data=None).encode())
+            self.request_rejoin()
+        await super()._on_join_complete_async(generation, member_id, protocol, assignment)
 
 
 class _Notes(ConsumerRebalanceListener):  # type: ignore[misc]

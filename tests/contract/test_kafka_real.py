@@ -10,6 +10,7 @@ from typing import Literal, cast
 
 import pytest
 from kafka import TopicPartition as VendorPartition
+from kafka.coordinator.consumer import ConsumerCoordinator
 from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 
@@ -129,6 +130,26 @@ def test_an_answer_that_a_short_poll_left_behind_is_not_taken_for_the_committed_
     producer.send_offsets({partition: CommittedOffset(3, "first")}, consumer.group_metadata())
     producer.commit()
     assert consumer.committed(partition) == CommittedOffset(3, "first")
+
+
+def test_a_share_without_a_byte_is_no_partition_until_the_next_join(
+    python_cluster: RealCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader that did not know of a member gives it nothing; kafka-python would end with struct.error."""
+    topic = python_cluster.create_topic(partitions=2)
+    answers = [b""]
+    join = ConsumerCoordinator._do_join_and_sync_async
+
+    async def first_without_a_share(self: ConsumerCoordinator) -> bytes:
+        share: bytes = await join(self)
+        return answers.pop() if answers else share
+
+    monkeypatch.setattr(ConsumerCoordinator, "_do_join_and_sync_async", first_without_a_share)
+    consumer, heard = python_cluster.client().consumer(), Recorder()
+    consumer.subscribe([topic], heard)
+    until(lambda: len(consumer.assignment()) == 2, consumer)
+    assert answers == []
+    assert [kind for kind, partitions in heard.events if partitions] == ["assigned"]
 
 
 def test_short_polls_do_not_make_the_group_rebalance_again(cluster: RealCluster) -> None:

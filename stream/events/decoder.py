@@ -64,6 +64,7 @@ class Limits(Protocol):
     def max_values(self) -> int:
         """8,192 or more."""
         ...
+
     @property
     def max_nesting(self) -> int: ...
     @property

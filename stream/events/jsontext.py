@@ -124,9 +124,8 @@ def suspects(values: Sequence[bytes], events: Sequence[dict[str, Any]], max_nest
     flat = objects + int(np.count_nonzero(codes == ord("["))) == len(events)
     shapes = [(len(event), 1) for event in events] if flat else list(map(shape, events))
     pairs = _byte_pairs(joined)
-    if not _space_before_colon(joined, pairs):
-        if _count(pairs, _QUOTE_COLON) == sum([keys for keys, _ in shapes]):
-            return [index for index, (_, depth) in enumerate(shapes) if depth >= max_nesting]
+    if not _space_before_colon(joined, pairs) and _count(pairs, _QUOTE_COLON) == sum([keys for keys, _ in shapes]):
+        return [index for index, (_, depth) in enumerate(shapes) if depth >= max_nesting]
     return [
         index
         for index, (value, (keys, depth)) in enumerate(zip(values, shapes, strict=True))

@@ -8,10 +8,12 @@ import logging
 import threading
 from collections.abc import Iterator
 
+import kafka.errors as vendor
 import pytest
 import structlog
 
 from stream.config import LogSettings
+from stream.kafka.kafka_python.vendor_log import quieten_vendor_log
 from stream.logs import configure_logs
 
 
@@ -57,6 +59,21 @@ def test_identities_never_reach_a_line() -> None:
     assert "10.1.2.3" not in stream.getvalue()
     assert lines(stream)[0]["offset"] == 5
     assert lines(stream)[0]["account_id"] == "[hidden]"
+
+
+def test_of_kafka_pythons_errors_only_the_expected_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    quieten_vendor_log()
+    selector, coordinator = logging.getLogger("kafka.net.selector"), logging.getLogger("kafka.coordinator")
+    for error in (vendor.RebalanceInProgressError(), vendor.Cancelled(), ValueError("a defect")):
+        try:
+            raise error
+        except Exception:
+            selector.exception("Unhandled exception in task %s:", "join")
+    coordinator.error("Error sending %s to node %s [%s]", "HeartbeatRequest", 1, vendor.Cancelled())
+    coordinator.error("Error sending %s to node %s [%s]", "HeartbeatRequest", 1, vendor.KafkaConnectionError())
+    exceptions = [record.exc_info[0] if record.exc_info else None for record in caplog.records]
+    assert exceptions == [ValueError, None]
+    assert "KafkaConnectionError" in caplog.records[1].getMessage()
 
 
 def test_below_the_level_nothing_is_written() -> None:

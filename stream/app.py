@@ -134,9 +134,7 @@ def build_worker(
         lineup.apply(Change(role, one))
     for role, named in zip((CHAMPION, *CHALLENGERS), (scorer, *challengers), strict=False):
         if named is not None:
-            of = named.manifest
-            rate = of.thresholds.review_rate
-            metrics.set_model(role, of.name, of.version, domain.spec_id, review_by_ms=of.review_by_ms, alert_rate=rate)
+            pipeline.show_model(role, named)
     return Worker(
         settings,
         client,

@@ -24,7 +24,7 @@ from stream.features.labels import LabelOutcome
 from stream.features.spec import Domain
 from stream.kafka.port import Record
 from stream.metrics import Metrics
-from stream.scoring.lineup import Lineup
+from stream.scoring.lineup import CHAMPION, Lineup
 from stream.scoring.scorer import Scorer, Scores
 
 _Batch = TypeVar("_Batch", EventBatch, LabelBatch)
@@ -94,6 +94,16 @@ class Pipeline:
         batch = self._columns.labels(decoded.events, decoded.time_ms, known_ms, *_origins(kept))
         return Input(batch, kept, [(records[reject.index], reject) for reject in decoded.rejects])
 
+    def show_model(self, role: str, scorer: Scorer | None) -> None:
+        """Tells who has a role from now on, in the metrics. None: nobody."""
+        spec_id = self.domain.spec_id
+        if scorer is None:
+            self._metrics.set_model(role, "", "", spec_id)
+            return
+        model = scorer.manifest
+        rate, review_by_ms = model.thresholds.review_rate, model.review_by_ms
+        self._metrics.set_model(role, model.name, model.version, spec_id, review_by_ms=review_by_ms, alert_rate=rate)
+
     def next_turn(self) -> None:
         """Rows that only earlier turns used may leave memory from now on."""
         self.state.next_turn()
@@ -125,6 +135,7 @@ class Pipeline:
                     self._log.error("the model failed and is replaced by the one before it", error=str(error))
                     self._metrics.model_failures.inc()
                     scorer = self.lineup.drop(scorer)
+                    self.show_model(CHAMPION, scorer)
             shadows = self._shadows(steps, lengths, aggregates) if shed < Shed.CHALLENGERS and len(index) else {}
         return Scored(batch, assembled, index, scorer, scores, shadows)
 
@@ -139,6 +150,7 @@ class Pipeline:
                 self._log.error("a challenger failed and is dropped", role=role, error=str(error))
                 self._metrics.model_failures.inc()
                 self.lineup.drop_challenger(role)
+                self.show_model(role, None)
         return shadows
 
 

@@ -90,18 +90,9 @@ class Turn:
         """Models take their roles, or leave them. Between two turns only."""
         for change in changes:
             self._pipeline.lineup.apply(change)
-            manifest = change.scorer.manifest if change.scorer is not None else None
-            label, version = (manifest.name, manifest.version) if manifest is not None else ("", "")
-            self._metrics.set_model(
-                change.role,
-                label,
-                version,
-                self._pipeline.domain.spec_id,
-                review_by_ms=manifest.review_by_ms if manifest is not None else None,
-                alert_rate=manifest.thresholds.review_rate if manifest is not None else None,
-            )
+            self._pipeline.show_model(change.role, change.scorer)
             self._metrics.model_changes.labels(change.role).inc()
-            model = manifest.label if manifest is not None else None
+            model = change.scorer.manifest.label if change.scorer is not None else None
             self._log.info("model changed", role=change.role, model=model, from_ms=change.from_ms)
 
     def run(self, shares: list[Share], flush_all: Callable[[], None]) -> TurnResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -9,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from stream.rollout import library, topic
 from stream.rollout.records import Deployment, Place, place_of
-from stream.scoring.bundle import MANIFEST_FILE, read_manifest, seal
+from stream.scoring.bundle import MANIFEST_FILE, MODEL_FILE, read_manifest, seal
 from stream.scoring.lineup import CHAMPION
 from tests.broker.conftest import Deploy
 from tests.broker.harness import START_MS, Output, WorkerProcess, messages_of, moment_text, payments, until
 from tests.broker.harness import Deployment as Corner
+from tests.unit.scripted_nets import Spoilt
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
@@ -30,6 +33,16 @@ def version_of(bundle: Path, target: Path, version: str) -> Path:
     fields = json.loads((target / MANIFEST_FILE).read_bytes())
     (target / MANIFEST_FILE).write_bytes(seal({**fields, "version": version}))
     return target
+
+
+def spoil(bundle: Path, amount: float) -> None:
+    """From now on the bundle verifies as before, and gives NaN for a payment of this amount."""
+    fields = json.loads((bundle / MANIFEST_FILE).read_bytes())
+    column = fields["aggregate_columns"].index("amount")
+    program = torch.jit.script(Spoilt(torch.jit.load(bundle / MODEL_FILE), column, amount))
+    program.save(bundle / MODEL_FILE)
+    fields["files"][MODEL_FILE] = hashlib.sha256((bundle / MODEL_FILE).read_bytes()).hexdigest()
+    (bundle / MANIFEST_FILE).write_bytes(seal(fields))
 
 
 def shelve(shelves: Path, bundle: Path, version: str) -> Place:
@@ -150,6 +163,32 @@ def test_a_link_that_moves_under_load_and_bundles_that_are_refused(
         assert models[-1] == "tiny@v7"
     (refusal,) = worker.logs("bundle refused; the model that runs stays")
     assert "model.ts" in refusal["reason"]
+
+
+def test_a_model_that_gives_nan_gives_way_to_the_one_before_it(deploy: Deploy, bundle: Path, tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    library.point(link, bundle)
+    corner = deploy(partitions=1, scoring__bundle=link, scoring__watch_interval_ms=50, scoring__max_batch_ms=5_000)
+    worker = corner.worker("w0")
+    corner.started(worker)
+    events = list(payments(300, accounts=20))
+    events[200]["amount"] = 424_242.0
+    corner.publish(messages_of(events[:100]))
+    corner.wait_done()
+    brittle = version_of(bundle, tmp_path / "brittle", "brittle")
+    spoil(brittle, events[200]["amount"])
+    library.point(link, brittle)
+    until(lambda: changes(worker) == 1, "the brittle model runs")
+    for part in (events[100:200], events[200:201], events[201:]):
+        corner.publish(messages_of(part))
+        corner.wait_done()
+    models = [score.content["model"] for score in corner.check_exactly_once()]
+    assert models == ["tiny@7"] * 100 + ["tiny@brittle"] * 100 + ["tiny@7"] * 100
+    assert worker.metric("riskstream_model_failures_total") == 1
+    assert worker.metric("riskstream_model_info", role=CHAMPION, version="7") == 1, "who scores is shown"
+    assert worker.metric("riskstream_flags_total", flag="rules_only") == 0
+    (failure,) = worker.logs("the model failed and is replaced by the one before it")
+    assert "not finite" in failure["error"]
 
 
 def test_challengers_score_beside_and_decide_nothing(deploy: Deploy, bundle: Path, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def offsets_outside_the_transaction(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemoryProducer, "send_offsets", at_once)
 
 
-def any_row_replaces_any(patch: pytest.MonkeyPatch) -> None:
+def any_row_of_anybody_replaces_any(patch: pytest.MonkeyPatch) -> None:
     """Neither its offsets nor its owner are asked: each alone would keep a zombie's rows out of a running partition."""
     write = memory.MemoryStore.write_rows
 
@@ -198,7 +198,7 @@ HELD = [Fault("flush:after_chunk", hit, "hold") for hit in range(2, 40, 4)]
         (duplicates_scored, QUIET, "a duplicate has 1 scores"),
         (rows_before_commit, QUIET, "which is not committed"),
         (offsets_outside_the_transaction, kill("turn:inside_commit"), "has 0 scores"),
-        (any_row_replaces_any, HELD, "row"),
+        (any_row_of_anybody_replaces_any, HELD, "row"),
         (restore_skipped, kill("turn:after_commit"), "features"),
         (labels_replayed_anywhere, kill("turn:after_commit"), "row"),
         (checkpoint_before_rows, kill("flush:after_chunk"), "row"),

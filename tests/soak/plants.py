@@ -8,7 +8,7 @@ from typing import Any
 from kafka import TopicPartition as VendorPartition
 from kafka.structs import OffsetAndMetadata
 
-from stream.engine.outputs import Judge
+from stream.engine.outputs import Judge, ModelExplainer
 from stream.engine.turn import Message, Turn
 from stream.engine.worker import Worker
 from stream.errors import ScoringFailed
@@ -98,16 +98,21 @@ def read_uncommitted() -> None:
 
 
 def any_row_replaces_any() -> None:
-    """The comparison of offsets is gone from the Lua script; so is the owner's epoch, which would cover for it."""
-    redis_store.WRITE_ROWS = script = careless_script(epoch=False)
-    redis_store.TEXT_BY_SHA[script.sha] = script.text
+    """The comparison of offsets is gone from the Lua script."""
+    _write_rows_with("return transactions + labels > 0", "return true")
 
 
-def careless_script(*, epoch: bool) -> Script:
-    """The script that writes rows without its comparison of offsets, with or without its check of the epoch."""
-    careless = redis_store.WRITE_ROWS.text.replace("return transactions + labels > 0", "return true")
+def any_row_of_anybody_replaces_any() -> None:
+    """So is the owner's epoch, which keeps a zombie out by itself."""
+    any_row_replaces_any()
+    _write_rows_with("return -1", "redis.call('GET', KEYS[1])")
+
+
+def _write_rows_with(words: str, others: str) -> None:
+    careless = redis_store.WRITE_ROWS.text.replace(words, others)
     assert careless != redis_store.WRITE_ROWS.text
-    return Script(careless if epoch else careless.replace("return -1", "redis.call('GET', KEYS[1])"))
+    redis_store.WRITE_ROWS = script = Script(careless)
+    redis_store.TEXT_BY_SHA[script.sha] = script.text
 
 
 def failing_model() -> None:
@@ -117,6 +122,15 @@ def failing_model() -> None:
         raise ScoringFailed("the planted model fails")
 
     TorchScorer.score = fails
+
+
+def failing_reasons() -> None:
+    """Every attribution raises. No defect either: alerts go out without reasons."""
+
+    def fails(self: ModelExplainer, *arguments: Any) -> Any:
+        raise ScoringFailed("the planted attribution fails")
+
+    ModelExplainer.reasons = fails
 
 
 PLANTS: dict[str, Callable[[], None]] = {
@@ -129,6 +143,8 @@ PLANTS: dict[str, Callable[[], None]] = {
         offsets_outside_the_transaction,
         read_uncommitted,
         any_row_replaces_any,
+        any_row_of_anybody_replaces_any,
         failing_model,
+        failing_reasons,
     )
 }

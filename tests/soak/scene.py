@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stream.kafka.kafka_python.client import KafkaPythonClient
+from stream.kafka.port import TopicPartition
 from tests.broker.harness import PATIENCE_S, Deployment, Message, until
 from tests.checker import checks
 from tests.checker.readers import GroupReader, StateReader
@@ -45,6 +46,26 @@ class Scene:
         chunks.append(Chunk(tuple(self.traffic.event(account) for account in self.traffic.accounts[: self.partitions])))
         for chunk in chunks:
             self._publish(chunk)
+
+    def everybody(self) -> None:
+        """A payment of every account, each at the first merchant of its partition."""
+        payments = [
+            self.traffic.event(name, merchant_id=f"m{place % self.partitions}-0", device_id=None)
+            for place, name in enumerate(self.traffic.accounts)
+        ]
+        self._publish(Chunk(tuple(payments)))
+
+    def flushed(self) -> bool:
+        """Whether everything published has been committed, and all its rows are in Redis."""
+        if not self.deployment.is_done():
+            return False
+        committed, store = self.deployment.committed(), self.deployment.store
+        heads = [store.load_head(number) for number in range(self.partitions)]
+        where = [TopicPartition(self.deployment.topics.transactions, number) for number in range(self.partitions)]
+        return all(
+            head is not None and head.checkpoint is not None and head.checkpoint.transactions == committed[tp].offset
+            for head, tp in zip(heads, where, strict=True)
+        )
 
     def _publish(self, chunk: Chunk) -> None:
         topics = {"transactions": self.deployment.topics.transactions, "labels": self.deployment.topics.labels}

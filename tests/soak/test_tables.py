@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
+from stream.events.records import Flag
 from stream.kafka.port import TopicPartition
 from stream.stack import RedisServer
 from tests.broker.harness import until
@@ -43,6 +45,19 @@ def counted(worker: ForkedWorker, flag: str) -> float:
     return worker.metric("riskstream_flags_total", flag=flag)
 
 
+def check_flags(scene: Scene, worker: ForkedWorker) -> Counter[str]:
+    """Of one worker that has made all scores: whatever the records say has been counted. Returns it."""
+    found = Counter(flag for score in scene.deployment.scores() for flag in score.content["flags"])
+    until(lambda: all(counted(worker, flag) == found[flag] for flag in Flag), f"the counters say {found}", 10.0)
+    return found
+
+
+def complaints_but(scene: Scene, flag: str) -> list[str]:
+    """What was flagged may differ from an undisturbed run; nothing is lost or twice, and the rows are the same."""
+    events = {score.origin[1:] for score in scene.deployment.scores() if flag in score.content["flags"]}
+    return [line for line in scene.complaints() if not any(f", {p}, {o})" in line for p, o in events)]
+
+
 def forget_state(scene: Scene) -> None:
     """What FLUSHALL does to this scene's keys on a server that others use too."""
     with redis.Redis.from_url(scene.deployment.settings.redis.url.get_secret_value()) as client:
@@ -68,6 +83,7 @@ def test_w_is_c_after_a_clean_stop(scene: MakeScene) -> None:
     """The first start of all, and a start after a clean stop: nothing to replay."""
     stage = scene()
     first = done(stage)
+    assert {Flag.LATE, Flag.NO_RATE} == set(check_flags(stage, first)), "of a run that nothing disturbs"
     assert first.terminate() == 0
     second = done(stage)
     assert kinds(first) == kinds(second) == {"clean"}
@@ -108,6 +124,18 @@ def test_w_missing_may_start_cold(scene: MakeScene) -> None:
     forget_state(stage)
     successor = done(stage)
     assert kinds(successor) == {"cold"}
+    assert flagged(stage, "cold") == len(stage.deployment.scores()) - before == counted(successor, "cold") > 0
+
+
+def test_a_rebuild_from_what_retention_has_left_says_so(scene: MakeScene) -> None:
+    """W missing, and part of the log with it: nothing more is to be had, so it is not refused."""
+    stage = scene()
+    assert done(stage).terminate() == 0
+    before = len(stage.deployment.scores())
+    forget_state(stage)
+    stage.deployment.delete_before(dict.fromkeys(stage.deployment.ends(stage.deployment.topics.transactions), 5))
+    successor = done(stage)
+    assert kinds(successor) == {"rebuild"}
     assert flagged(stage, "cold") == len(stage.deployment.scores()) - before == counted(successor, "cold") > 0
 
 
@@ -155,6 +183,22 @@ def test_w_above_c_is_refused_and_a_rebuild_is_the_way_out(scene: MakeScene) -> 
 # --- the failure table
 
 
+def test_redis_away_costs_nothing_while_all_rows_are_at_hand(scene: MakeScene, own_redis: RedisServer) -> None:
+    stage = scene(redis=own_redis, redis__timeout_ms=200)
+    worker = done(stage, 60)
+    stage.everybody()
+    until(stage.flushed, "every row is in memory, and in Redis")
+    own_redis.stop()
+    stage.everybody()
+    stage.deployment.wait_done()
+    until(lambda: bool(worker.logs("flush failed; rows wait in memory")), "the flush waits")
+    own_redis.start()
+    until(stage.flushed, "and is made up for")
+    assert "degraded" not in check_flags(stage, worker)
+    assert worker.terminate() == 0
+    assert stage.complaints() == []
+
+
 def test_redis_away_may_mean_scores_without_history(scene: MakeScene, own_redis: RedisServer) -> None:
     stage = scene(redis=own_redis, state__on_store_unavailable="degrade", redis__timeout_ms=200)
     worker = done(stage, 60)
@@ -163,18 +207,39 @@ def test_redis_away_may_mean_scores_without_history(scene: MakeScene, own_redis:
     stage.traffic = Traffic(6, stage.partitions, published_ms=stage.traffic._published_ms, accounts_each=40)
     stage.publish(120)
     stage.deployment.wait_done()
-    degraded = flagged(stage, "degraded")
-    assert degraded == counted(worker, "degraded") > 0
+    degraded = check_flags(stage, worker)["degraded"]
+    assert degraded > 0
     own_redis.start()
     until(worker.is_ready, "it has its history again")
     stage.publish(60)
     stage.deployment.wait_done()
     assert flagged(stage, "degraded") < degraded + 60
     assert worker.terminate() == 0
-    # What was flagged may differ from an undisturbed run; nothing is lost or twice, and the rows are the same.
-    degraded_events = {score.origin[1:] for score in stage.deployment.scores() if "degraded" in score.content["flags"]}
-    found = [line for line in stage.complaints() if not any(f", {p}, {o})" in line for p, o in degraded_events)]
-    assert found == []
+    assert complaints_but(stage, "degraded") == []
+
+
+@pytest.mark.parametrize("policy", ["pause", "degrade"])
+def test_redis_away_when_a_worker_starts(scene: MakeScene, own_redis: RedisServer, policy: str) -> None:
+    stage = scene(redis=own_redis, state__on_store_unavailable=policy, redis__timeout_ms=200)
+    assert done(stage, 60).terminate() == 0
+    before = len(stage.deployment.scores())
+    own_redis.stop()
+    worker = stage.worker("w0")
+    stage.publish(40)
+    until(lambda: bool(worker.logs("restore waits")), "it has noticed")
+    if policy == "degrade":
+        stage.deployment.wait_done()
+        assert flagged(stage, "degraded") == counted(worker, "degraded") == len(stage.deployment.scores()) - before > 0
+    else:
+        assert worker.get("/readyz")[0] == 503
+        assert len(stage.deployment.scores()) == before
+    own_redis.start()
+    until(worker.is_ready, "it has its history")
+    stage.publish(40)
+    stage.deployment.wait_done()
+    assert worker.terminate() == 0
+    assert (flagged(stage, "degraded") == 0) == (policy == "pause")
+    assert complaints_but(stage, "degraded") == []
 
 
 def test_a_model_that_fails_leaves_the_rules(scene: MakeScene) -> None:
@@ -184,7 +249,19 @@ def test_a_model_that_fails_leaves_the_rules(scene: MakeScene) -> None:
     stage.publish(80)
     stage.deployment.wait_done()
     scores = stage.deployment.scores()
-    assert flagged(stage, "rules_only") == len(scores) == counted(worker, "rules_only") > 0
+    assert check_flags(stage, worker)["rules_only"] == len(scores) > 0
     assert all(score.content["probability"] is None for score in scores)
     assert worker.metric("riskstream_model_failures_total") > 0
     assert worker.terminate() == 0
+
+
+def test_reasons_that_fail_hold_no_alert_up(scene: MakeScene) -> None:
+    stage = scene()
+    worker = stage.worker("w0", plants=["failing_reasons"])
+    stage.publish(200)
+    stage.deployment.wait_done()
+    alerts = stage.deployment.alerts()
+    assert alerts
+    assert all(alert.content["reasons"] == [] for alert in alerts)
+    assert worker.terminate() == 0
+    assert stage.complaints() == []

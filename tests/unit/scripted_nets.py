@@ -27,3 +27,18 @@ class Brittle(nn.Module):
         values = torch.where(first == 1.0, torch.full_like(first, float("nan")), values)
         values = torch.where(first == 3.0, torch.full_like(first, float("inf")), values)
         return {"probability": values, "log_odds": values, "sequence": values, "aggregate": values}
+
+
+class Spoilt(nn.Module):
+    """Another net, but NaN where the aggregate of a column has one value."""
+
+    def __init__(self, net: nn.Module, column: int, value: float) -> None:
+        super().__init__()
+        self.net, self.column, self.value = net, column, value
+
+    def forward(self, steps: Tensor, lengths: Tensor, aggregates: Tensor) -> dict[str, Tensor]:
+        spoilt: dict[str, Tensor] = {}
+        at = aggregates[:, self.column] == self.value
+        for name, values in self.net(steps, lengths, aggregates).items():
+            spoilt[name] = torch.where(at, torch.full_like(values, float("nan")), values)
+        return spoilt

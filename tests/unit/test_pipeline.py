@@ -26,7 +26,7 @@ from stream.features.assemble import FeatureState
 from stream.features.money import Rates
 from stream.kafka.memory import MemoryRecord
 from stream.metrics import Metrics
-from stream.scoring.lineup import CHAMPION, Change, Lineup
+from stream.scoring.lineup import CHALLENGERS, CHAMPION, Change, Lineup
 from stream.scoring.scorer import Scorer
 from stream.state.memory import MemoryStore
 from stream.state.store import Checkpoint
@@ -49,8 +49,6 @@ class Bench:
         self.settings: Settings = load_settings(None, {}, given or {}).settings
         self.state = FeatureState(DOMAIN, accounts=arena, entities=arena, use_others=False)
         self.lineup = Lineup()
-        for scorer in scorers:
-            self.lineup.apply(Change(CHAMPION, scorer))
         rates = Rates.base_only("USD")
         self.pipeline = Pipeline(DOMAIN, rates, BatchSettings(), self.state, self.lineup, self.metrics)
         self.store = MemoryStore("turn", DOMAIN.spec_id)
@@ -60,6 +58,7 @@ class Bench:
             self.settings, self.pipeline, judge, self.keeper, self.metrics, ManualClock(START_MS),
             engine_version="1.2.3", same_partitions=("risk-scores", "transactions.dlq"),
         )  # fmt: skip
+        self.turn.change_models([Change(CHAMPION, scorer) for scorer in scorers])
         self.flushes = 0
 
     def share(self, transactions: Sequence[Item], labels: Sequence[Item] = (), number: int = 0) -> Share:
@@ -73,6 +72,11 @@ class Bench:
 
     def flush(self) -> None:
         self.flushes += 1
+
+    def shown(self, role: str) -> str:
+        """The name of the model that the metrics tell of."""
+        samples = next(iter(self.metrics.model.collect())).samples
+        return next((sample.labels["name"] for sample in samples if sample.labels["role"] == role), "")
 
     def fold(self, items: Iterable[Item], start: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities and positions of the new events of a batch that begins at this offset."""
@@ -168,9 +172,24 @@ def test_a_model_that_fails_gives_way_to_the_one_before_it_and_then_to_none(traf
         scored = bench.pipeline.score(batch, bench.pipeline.fold_events(batch))
         found.append(scored.scorer.manifest.name if scored.scorer is not None else None)
         assert (scored.scores is None) == (scored.scorer is None)
+        assert bench.shown(CHAMPION) == (found[-1] or "")
     assert found == ["new", "old", "old", None]
     assert bench.metrics.model_failures._value.get() == 2
     assert bench.lineup.current() is None
+
+
+def test_a_challenger_that_fails_leaves(traffic: Traffic) -> None:
+    bench = Bench(FormulaScorer("champion"))
+    bench.turn.change_models([Change(CHALLENGERS[0], FormulaScorer("weak", fails_after=1))])
+    assert bench.shown(CHALLENGERS[0]) == "weak"
+    for number, roles in enumerate((CHALLENGERS[:1], (), ())):
+        batch = bench.pipeline.decode_events(records_of([traffic.event(f"x{number}")], number)).batch
+        bench.state.admit_new(batch)
+        scored = bench.pipeline.score(batch, bench.pipeline.fold_events(batch))
+        assert tuple(scored.shadows) == roles
+        assert scored.scores is not None
+    assert bench.metrics.model_failures._value.get() == 1
+    assert bench.shown(CHALLENGERS[0]) == ""
 
 
 # --- a turn

@@ -109,9 +109,11 @@ class Decoder:
         validate, usual_bytes = self._validate, min(self._limits.max_message_bytes, _LARGE_BYTES - 1)
         for index, record in enumerate(records):
             value = record.value
-            if (value is None or len(value) > usual_bytes) and (finding := self._judge_size(value)):
-                rejects.append(Reject(index, *finding))
-                continue
+            if value is None or len(value) > usual_bytes:
+                if finding := self._judge_size(value):
+                    rejects.append(Reject(index, *finding))
+                    continue
+                assert value is not None  # a null has a finding
             try:
                 events.append(validate(value) if len(value) < _LARGE_BYTES else self._validate_parsed(from_json(value)))
             except ValueError as error:

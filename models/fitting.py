@@ -142,7 +142,7 @@ class Fit:
         per_draw = math.ceil((len(self._frauds) + self._drawn) / options.batch_size)
         self._draws = max(1, math.ceil(options.epoch_steps / per_draw))
         self._per_epoch = self._draws * per_draw
-        self._optimizer = torch.optim.AdamW(_groups(net, options.weight_decay), lr=options.learning_rate)
+        self._optimizer = torch.optim.AdamW(decay_groups(net, options.weight_decay), lr=options.learning_rate)
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer, options.learning_rate, total_steps=self._per_epoch * options.epochs, pct_start=0.15
         )
@@ -241,7 +241,7 @@ class Fit:
         self._checkpoint.save(states, self._optimizer, facts)
 
 
-def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def decay_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """The parameters for the optimiser: matrices decay, biases do not."""
     matrices = [parameter for parameter in net.parameters() if parameter.ndim > 1]
     biases = [parameter for parameter in net.parameters() if parameter.ndim <= 1]

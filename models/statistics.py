@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.nets.encoding import ColumnStatistics
+from models.nets.encoding import CLIP, ColumnStatistics
 from stream.features.spec import Column
 
 Values = NDArray[np.float16] | NDArray[np.float32]
@@ -28,6 +28,7 @@ def column_statistics(
     tells frauds apart lies where they are, which quantiles of all events would miss.
     """
     mean, factor = np.zeros(len(columns), np.float32), np.zeros(len(columns), np.float32)
+    low, high = np.zeros(len(columns), np.float32), np.zeros(len(columns), np.float32)
     edges = np.full((len(columns), knots + 1), np.inf, np.float32)
     fraud = np.zeros(len(values), np.bool_) if fraud is None else fraud
     for position, column in enumerate(columns):
@@ -40,6 +41,8 @@ def column_statistics(
         cut = np.clip(looked_at, *np.quantile(looked_at, _TAILS))
         spread = float(cut.std()) or float(looked_at.std())
         mean[position], factor[position] = cut.mean(), 1.0 / spread if spread > 1e-6 else 0.0
+        seen = (looked_at[[looked_at.argmin(), looked_at.argmax()]] - mean[position]) * factor[position]
+        low[position], high[position] = np.clip(seen, -CLIP, CLIP)
         if knots and factor[position]:
             found = _knots(present, fraud[finite], knots)
             edges[position, : len(found)] = found
@@ -51,6 +54,8 @@ def column_statistics(
         missing=(missing > 0) & (missing < 1),
         cardinality=np.array([column.cardinality for column in columns], dtype=np.int64),
         knots=edges,
+        low=low,
+        high=high,
     )
 
 

@@ -33,6 +33,11 @@ class ColumnStatistics:
     """0 for a number; above 0 a category code below it."""
     knots: NDArray[np.float32]
     """(C, K + 1): ascending edges of K pieces, in raw units; infinity fills up a row that has fewer. K may be 0."""
+    low: NDArray[np.float32]
+    """The least normalised value that training saw, and at least -CLIP: what lies below reads as this."""
+    high: NDArray[np.float32]
+    """The greatest, likewise. An account's age or its count of events grows past all that training saw, and
+    weights that no data taught out there must not speak."""
 
 
 def tensor_of(values: NDArray[Any]) -> Tensor:
@@ -43,13 +48,14 @@ def tensor_of(values: NDArray[Any]) -> Tensor:
 class ColumnEncoder(nn.Module):
     """(..., C) raw values, NaN where missing, to (..., `width`)."""
 
-    clip: Final[float]
     logs: Final[int]
     categories: Final[int]
     indicators: Final[int]
     log: Tensor
     mean: Tensor
     factor: Tensor
+    low: Tensor
+    high: Tensor
     category_index: Tensor
     missing_index: Tensor
     highest_code: Tensor
@@ -61,7 +67,6 @@ class ColumnEncoder(nn.Module):
         category_index = np.flatnonzero(~numeric)
         missing_index = np.flatnonzero(statistics.missing & numeric)
         cardinality = statistics.cardinality[category_index]
-        self.clip = CLIP
         self.logs = int(statistics.log.sum())
         self.categories = len(category_index)
         self.indicators = len(missing_index)
@@ -70,6 +75,8 @@ class ColumnEncoder(nn.Module):
         self.register_buffer("log", torch.from_numpy(statistics.log))
         self.register_buffer("mean", torch.from_numpy(statistics.mean.astype(np.float32)))
         self.register_buffer("factor", torch.from_numpy(np.where(numeric, statistics.factor, 0.0).astype(np.float32)))
+        self.register_buffer("low", torch.from_numpy(np.where(numeric, statistics.low, 0.0).astype(np.float32)))
+        self.register_buffer("high", torch.from_numpy(np.where(numeric, statistics.high, 0.0).astype(np.float32)))
         self.register_buffer("category_index", tensor_of(category_index))
         self.register_buffer("missing_index", tensor_of(missing_index))
         self.register_buffer("highest_code", tensor_of((cardinality - 1).astype(np.float32)))
@@ -80,12 +87,12 @@ class ColumnEncoder(nn.Module):
         nn.init.zeros_(self.table.weight)
 
     def normalised(self, values: Tensor) -> Tensor:
-        """(..., C): standardised and clipped; 0 where missing and for a category."""
+        """(..., C): standardised, within what training saw; 0 where missing and for a category."""
         seen = values
         if self.logs > 0:
             seen = torch.where(self.log, torch.log1p(torch.clamp(values, min=0.0)), values)
         known = torch.nan_to_num((seen - self.mean) * self.factor, nan=0.0)
-        return torch.clamp(known, -self.clip, self.clip)
+        return torch.minimum(torch.maximum(known, self.low), self.high)
 
     def forward(self, values: Tensor) -> Tensor:
         parts = [self.normalised(values)]

@@ -57,7 +57,10 @@ class FeatureState:
         fields = dict.fromkeys(field for op in operators for field in op.same_fields)
         distinct = dict.fromkeys(f for op in operators if hasattr(op, "counts_distinct") for f in op.same_fields)
         self.accounts = AccountRows(domain, accounts, tuple(fields), tuple(distinct))
-        self.entities = {e.name: EntityRows(e, domain.label_delay, entities) for e in domain.entities}
+        self.entities = {
+            entity.name: EntityRows(entity, domain.label_delay, entities, _kept(operators, entity.name))
+            for entity in domain.entities
+        }
         self._widths_ms = tile_widths_ms(domain.windows)
         self._located: tuple[EventBatch | LabelBatch, Located] | None = None
 
@@ -217,12 +220,12 @@ class FeatureState:
     def _entity_values(
         self, batch: EventBatch, located: Located, duplicate: NDArray[np.bool_], result: Assembled
     ) -> dict[str, EntityValues]:
-        found = {}
+        found, account_code = {}, self.accounts.pool.code[located.accounts]
         for kind, known in located.entities.items():
             rows = self.entities[kind]
             slots = np.where(duplicate | (batch.offset < rows.pool["offset"][known]), -1, known)
             values = found[kind] = EntityValues(
-                rows, slots, batch.time_ms, batch.amount_minor, batch.offset, use_others=self.use_others
+                rows, slots, batch.time_ms, batch.amount_minor, batch.offset, account_code, use_others=self.use_others
             )
             shared = values.shared
             result.shared |= shared
@@ -358,6 +361,12 @@ class FeatureState:
         sequence[short] = np.where((position < lengths[short, None])[:, :, None], sequence[short], np.float16(0))
         result.steps[index] = sequence
         result.lengths[index] = lengths
+
+
+def _kept(operators: Sequence[Operator], entity: str) -> set[str]:
+    """What of entity_rows.OPTIONAL the operators of an entity read."""
+    reading = [operator for operator in operators if getattr(operator, "entity", None) == entity]
+    return {name for operator in reading for name in getattr(operator, "keeps", ())}
 
 
 class Vector:

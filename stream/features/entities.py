@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.features.batch import LabelBatch
-from stream.features.entity_rows import DAY_MS, EntityRows, moved_on
+from stream.features.entity_rows import DAY_MS, EntityRows, merge, moved_on
 from stream.features.pool import Slots
-from stream.features.rows import NEVER, TILES
+from stream.features.rows import NEVER, TILES, code_bits, linear_count
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -37,13 +37,22 @@ class EntityValues:
     """
 
     def __init__(
-        self, rows: EntityRows, slots: Slots, time_ms: I64, amount_minor: I64, offset: I64, *, use_others: bool
+        self,
+        rows: EntityRows,
+        slots: Slots,
+        time_ms: I64,
+        amount_minor: I64,
+        offset: I64,
+        account_code: NDArray[np.uint32],
+        *,
+        use_others: bool,
     ) -> None:
         self.rows, self._events = rows, len(slots)
         active = np.flatnonzero(slots >= 0)
         self.order = order = active[np.argsort(slots[active], kind="stable")]
         self._slot, self._offset = slots[order], offset[order]
         self._amount = np.maximum(amount_minor[order], 0)
+        self._account = account_code[order]
         self._starts = _changes(self._slot)
         self._segment = np.cumsum(self._starts) - 1
         self._first = np.flatnonzero(self._starts)  # (U,): position of each entity's first event
@@ -71,6 +80,34 @@ class EntityValues:
     def sum(self, window: str) -> F64:
         """Their money in major units, by the day: of a window of a day or more. KeyError for another."""
         return self._keep(("sum", window), lambda: self._spread(self._sum(window) / 100.0))
+
+    def max(self, window: str) -> F64:
+        """The largest of them in major units, 0 where there is none; windows and KeyError as for `sum`."""
+        return self._keep(("max", window), lambda: self._spread(self._merged("day_max", window)))
+
+    def accounts(self, window: str) -> F64:
+        """About how many accounts they were of: linear counting over 64 bits. Windows and KeyError as for `sum`."""
+        return self._keep(
+            ("accounts", window), lambda: self._spread(linear_count(self._merged("day_accounts", window)))
+        )
+
+    def _merged(self, name: str, window: str) -> NDArray[Any]:
+        """(n,): of the window's days, and of the earlier events of the day in the batch."""
+        merged, values = merge(name), self._each(name)
+        before = merged.reduce(self._days(name)[:, : self.rows.days[window]], axis=1)[self._group]
+        first = self._group_first[self._group]
+        until = running(merged, values, np.arange(len(values)) - first)
+        earlier = np.zeros_like(values)
+        earlier[1:] = until[:-1]
+        earlier[self._group_first] = 0
+        result: NDArray[Any] = merged(before, earlier)
+        return result
+
+    def _each(self, name: str) -> NDArray[Any]:
+        """(n,): what each event brings to its day."""
+        if name == "day_accounts":
+            return code_bits(self._account)
+        return (self._amount / 100.0).astype(np.float32) if name == "day_max" else self._amount
 
     def _count(self, window: str) -> I64:
         if window in self.rows.short:
@@ -214,7 +251,7 @@ class EntityValues:
                 return own
             pool, segment = self.rows.pool, self._segment[self._group_first]
             behind = self._day[self._group_first] - (pool["other_clock"][self._own] // DAY_MS)[segment]
-            both: NDArray[Any] = own + moved_on(pool[f"other_{name}"][self._own][segment], behind)
+            both: NDArray[Any] = merge(name)(own, moved_on(pool[f"other_{name}"][self._own][segment], behind))
             return both
 
         return self._keep(("days", name), compute)
@@ -233,7 +270,7 @@ class EntityValues:
         for later in range(1, int(rank.max(initial=0)) + 1):
             chosen = np.flatnonzero(rank == later)
             past = days[chosen - 1]
-            past[:, 0] += self._brought(name)[chosen - 1]
+            past[:, 0] = merge(name)(past[:, 0], self._brought(name)[chosen - 1])
             days[chosen] = moved_on(past, day[chosen] - day[chosen - 1])
         self._own_days[name] = days
         return days
@@ -243,11 +280,12 @@ class EntityValues:
         clock = self.rows.pool["clock"][self._own]
         return np.where(clock > NEVER, number - clock // width_ms, 0)
 
-    def _brought(self, name: str) -> I64:
-        """(G,): what the events of each group add to its day."""
+    def _brought(self, name: str) -> NDArray[Any]:
+        """(G,): what the events of each group bring to its day."""
         if name == "day_count":
             return np.diff(self._group_first, append=len(self.order))
-        return np.add.reduceat(self._amount, self._group_first)
+        brought: NDArray[Any] = merge(name).reduceat(self._each(name), self._group_first)
+        return brought
 
     def _events_in(self, start: int, end: int) -> I64:
         """(G,): events of the days in [start, end) back."""
@@ -291,12 +329,13 @@ class EntityValues:
         passed = self._since_clock(self._day[last], DAY_MS)
         same = (passed == 0) & (self._group[last] == self._group[self._first])
         still, moved = np.flatnonzero(same), np.flatnonzero(~same)
-        for name in ("day_count", "day_sum"):
-            brought = self._brought(name)[self._group[last]]
-            pool[name][self._own[still], 0] += brought[still].astype(pool[name].dtype)
+        for name in self.rows.counted_days:
+            brought, merged = self._brought(name)[self._group[last]].astype(pool[name].dtype), merge(name)
+            today = self._own[still]
+            pool[name][today, 0] = merged(pool[name][today, 0], brought[still])
             if len(moved):
                 days = self._closing_days(name, moved, passed, last)
-                days[:, 0] += brought[moved]
+                days[:, 0] = merged(days[:, 0], brought[moved])
                 pool[name][self._own[moved]] = days
         for name in ("day_fraud", "day_unexplained"):
             chosen = moved[pool["judged"][self._own[moved]] > 0]
@@ -349,6 +388,20 @@ def fold_labels(rows: EntityRows, slots: Slots, batch: LabelBatch, change: I64, 
     np.maximum.at(pool["last_fraud"], slot[confirmed], batch.known_ms[active][confirmed])
     np.maximum.at(pool["labels_offset"], slot, batch.offset[active] + 1)
     pool.dirty[slot] = True
+
+
+def running(merged: np.ufunc, values: NDArray[Any], place: I64) -> NDArray[Any]:
+    """(n,): all values of the run up to and with each, merged; `place` (n,) is the place within its run.
+
+    For what may be merged twice, as a maximum may. In steps that double, as Hillis and Steele, "Data
+    parallel algorithms", CACM 1986.
+    """
+    result, step = values.copy(), 1
+    while step <= place.max(initial=0):
+        far = np.flatnonzero(place >= step)
+        result[far] = merged(result[far], result[far - step])
+        step *= 2
+    return result
 
 
 def _changes(values: I64) -> Bools:

@@ -3,13 +3,14 @@
 Events are not remembered one by one, because a busy merchant has too many. A window up to a day has
 sixteen tiles of events. For longer windows, for money and for verdicts, there is one count per day of
 the entity's clock: events, their money, and the frauds among them that were confirmed later, some of
-them unexplained. Place 0 is the tile or day of the clock, place k the k-th before it; so a row that is older
+them unexplained; and, where an operator of the domain asks for it, their largest amount, and one of 64 bits for
+each account. Place 0 is the tile or day of the clock, place k the k-th before it; so a row that is older
 than the event in hand is read k places further on, and no numbers of tiles need to be kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from stream.features.spec import Entity, window_ms
 
 I64 = NDArray[np.int64]
 DAY_MS = 86_400_000
-DAY_FIELDS = ("day_count", "day_sum", "day_fraud", "day_unexplained")
+OPTIONAL = {"day_max": "<f4", "day_accounts": "<u8"}
+"""Kept by the day where an operator `keeps` them, and their types: an amount in major units, 64 bits of accounts."""
+_MERGED: dict[str, np.ufunc] = {"day_max": np.maximum, "day_accounts": np.bitwise_or}
 _BLOCK = 8
 """Days are packed in blocks of so many, up to the oldest that is not zero."""
 _WITH_FRAUD = 64
@@ -32,8 +35,8 @@ _WITH_FRAUD = 64
 class EntityRows:
     """The pool of one kind of entity: own partials, and what the other partitions showed of theirs."""
 
-    def __init__(self, entity: Entity, label_delay: str, capacity: int) -> None:
-        """ConfigError for a window of a day or more, or a delay, that is not whole days."""
+    def __init__(self, entity: Entity, label_delay: str, capacity: int, keeps: Collection[str] = ()) -> None:
+        """`keeps`: which of OPTIONAL. ConfigError for a window of a day or more, or a delay, that is not whole days."""
         self.entity = entity
         self.short = tuple(window for window in entity.windows if window_ms(window) <= DAY_MS)
         self.days = {w: _whole_days(w) for w in entity.windows if window_ms(w) >= DAY_MS}
@@ -50,7 +53,9 @@ class EntityRows:
             RowField("tiles", "<i4", (len(self.short), TILES)),
             RowField("day_count", "<i4", (self.length,)),
             RowField("day_sum", "<i8", (self.length,)),
+            *(RowField(name, dtype, (self.length,)) for name, dtype in OPTIONAL.items() if name in keeps),
         )
+        self.counted_days = tuple(field.name for field in counts[1:])  # what events bring by the day
         frauds = (RowField("day_fraud", "<i4", (self.length,)), RowField("day_unexplained", "<i4", (self.length,)))
         others = tuple(RowField(f"other_{f.name}", f.dtype, f.shape, f.empty) for f in (*fields[2:], *counts, *frauds))
         seen = RowField("other_read_ms", "<i8", (), NEVER)
@@ -101,12 +106,12 @@ class EntityRows:
         for w, width in enumerate(self.widths_ms.tolist()):
             moved = moved_on(partials["tiles"][:, w], newest // width - clock // width)
             np.add.at(pool["other_tiles"][:, w], targets, moved)
-        for name in DAY_FIELDS:
+        for name in (*self.counted_days, *(field.name for field in self._frauds)):
             moved = moved_on(partials[name], newest // DAY_MS - clock // DAY_MS)
-            np.add.at(pool[f"other_{name}"], targets, moved)
+            merge(name).at(pool[f"other_{name}"], targets, moved)
 
     def _tables(self, rows: Sequence[bytes]) -> dict[str, NDArray[Any]]:
-        """Packed rows as arrays of the fields that are summed over partitions, zeros where they hold none."""
+        """Packed rows as arrays of the fields that are merged over partitions, zeros where they hold none."""
         fields = (*self._fixed[2:], *self._counts, *self._frauds)
         tables = {f.name: np.full((len(rows), *f.shape), f.empty, dtype=f.dtype) for f in fields}
         by_class: dict[int, list[int]] = {}
@@ -120,6 +125,11 @@ class EntityRows:
                 else:
                     tables[name][members] = table[name]
         return tables
+
+
+def merge(name: str) -> np.ufunc:
+    """How two counts by the day become one: of two partitions, or of a row and of a batch."""
+    return _MERGED.get(name, np.add)
 
 
 def moved_on(counts: NDArray[Any], places: I64) -> NDArray[Any]:

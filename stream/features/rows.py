@@ -108,6 +108,12 @@ def code_bits(codes: NDArray[np.uint32]) -> NDArray[np.uint64]:
     return np.where(codes > 0, np.uint64(1) << place.astype(np.uint64), np.uint64(0))
 
 
+def linear_count(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """How many codes set these bits, (n,): linear counting over 64 bits, which ends at 266 (Whang et al. 1990)."""
+    empty = np.maximum(64.0 - np.bitwise_count(bits), 1.0)
+    return -64.0 * np.log(empty / 64.0)
+
+
 class AccountRows:
     """The accounts' pool of one domain, with the packing of its rows."""
 

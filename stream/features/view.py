@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stream.features.event_view import EventView
 from stream.features.norm import norm_mean, norm_spread
 from stream.features.pool import Slots
-from stream.features.rows import NEVER, TILES, AccountRows, code_bits
+from stream.features.rows import NEVER, TILES, AccountRows, code_bits, linear_count
 from stream.features.spec import window_ms
 from stream.features.verdicts import NO_AGE, Verdicts, count_true
 
@@ -25,7 +25,6 @@ I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 _EARTH_KM = 6371.0088
-_WIDTH_BITS = 64
 
 
 class View:
@@ -241,7 +240,7 @@ class View:
         ring = np.bitwise_or.reduce(code_bits(codes), axis=1)
         union = ring | np.bitwise_or.reduce(bits, axis=1)
         result = exact.copy()
-        result[rows] += np.round(_linear_count(union) - _linear_count(ring))
+        result[rows] += np.round(linear_count(union) - linear_count(ring))
         return result
 
     def _keep(self, key: tuple[str, ...], compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
@@ -249,12 +248,6 @@ class View:
         if value is None:
             value = self._kept[key] = compute()
         return value
-
-
-def _linear_count(bits: NDArray[np.uint64]) -> F64:
-    """How many values set these bits, (n,)."""
-    empty = np.maximum(_WIDTH_BITS - np.bitwise_count(bits).astype(np.float64), 1.0)
-    return -_WIDTH_BITS * np.log(empty / _WIDTH_BITS)
 
 
 def _least(age_ms: NDArray[np.uint64], chosen: Bools) -> F64:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from stream.features.spec import Domain, window_ms
-from tests.parity.naive_history import Account, Bounds, Change, Event, Label, Outcome, Past, Shared, Value, latest
+from tests.parity.naive_history import Account, Bounds, Change, Event, Label, Outcome, Past, Seen, Shared, Value, latest
 
 REMEMBERED = 64
 VERDICTS = 16
@@ -54,7 +54,7 @@ class NaiveFeatures:
             if identity is not None:
                 shared = self.shared.setdefault((kind, event.partition, identity), Shared())
                 clock = event.time_ms if shared.clock is None else max(shared.clock, event.time_ms)
-                shared.events.append((clock, max(event.amount_minor, 0)))
+                shared.events.append((clock, (max(event.amount_minor, 0), event.account)))
         return outcome
 
     def label(self, label: Label) -> int | None:
@@ -155,7 +155,7 @@ class Moment:
 
     def __init__(self, features: NaiveFeatures, event: Event, account: Account) -> None:
         self.features, self.event, self.account = features, event, account
-        self.kept: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        self.kept: dict[tuple[str, int], list[tuple[int, Seen]]] = {}
 
     def compute(self, declared: Sequence[Any]) -> list[Value]:
         twins = self.features.twins
@@ -310,13 +310,13 @@ class Moment:
         own = self.entity(kind)
         return self.event.time_ms if own is None or own.clock is None else max(own.clock, self.event.time_ms)
 
-    def places_back(self, kind: str, width_ms: int, places: int) -> list[tuple[int, int]]:
-        """(tile's distance from the clock's, amount) of the entity's events that its rows have kept so far."""
+    def places_back(self, kind: str, width_ms: int, places: int) -> list[tuple[int, Seen]]:
+        """(tile's distance from the clock's, event) of the entity's events that its rows have kept so far."""
         if (kind, width_ms) not in self.kept:
             self.kept[kind, width_ms] = self.find_places_back(kind, width_ms, places)
         return self.kept[kind, width_ms]
 
-    def find_places_back(self, kind: str, width_ms: int, places: int) -> list[tuple[int, int]]:
+    def find_places_back(self, kind: str, width_ms: int, places: int) -> list[tuple[int, Seen]]:
         own, others = self.entity(kind), self.others(kind)
         assert own is not None
         now, found = self.entity_clock(kind) // width_ms, [(clock // width_ms, a) for clock, a in own.events]
@@ -332,12 +332,15 @@ class Moment:
         if window_ms(window) > DAY_MS:
             return self.entity_days(kind, 0, window_ms(window) // DAY_MS)
         back = self.places_back(kind, window_ms(window) // TILES, TILES)
-        return [amount for places, amount in back if places < TILES]
+        return [amount for places, (amount, _) in back if places < TILES]
 
     def entity_days(self, kind: str, start: int, end: int) -> list[int]:
         """Amounts of the events of the days in [start, end) back from the clock's."""
+        return [amount for amount, _ in self.seen_on(kind, start, end)]
+
+    def seen_on(self, kind: str, start: int, end: int) -> list[Seen]:
         back = self.places_back(kind, DAY_MS, self.features.kept_days(kind))
-        return [amount for places, amount in back if start <= places < end]
+        return [seen for places, seen in back if start <= places < end]
 
     def entity_frauds(self, kind: str, start: int, end: int, unexplained: bool) -> int:
         """Confirmed frauds among the events of those days, as far as they are known."""

@@ -95,11 +95,15 @@ class Change:
     unexplained: int
 
 
+Seen = tuple[int, str]
+"""What an entity knows of an event: amount and account."""
+
+
 @dataclass
 class Shared:
-    """One entity as one partition saw it: (clock, amount) of events, and what labels changed."""
+    """One entity as one partition saw it: clock and what was seen of events, and what labels changed."""
 
-    events: list[tuple[int, int]] = field(default_factory=list)
+    events: list[tuple[int, Seen]] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     last_fraud: int | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -208,6 +209,21 @@ def entity_sum(op: operators.EntitySum, at: Moment) -> list[Value]:
     return scaled(op, sum(at.entity_days(op.entity, 0, days(op.window))) / 100)
 
 
+def entity_max(op: operators.EntityMax, at: Moment) -> list[Value]:
+    if at.entity(op.entity) is None:
+        return [math.nan]
+    return scaled(op, max([0, *at.entity_days(op.entity, 0, days(op.window))]) / 100)
+
+
+def entity_accounts(op: operators.EntityAccounts, at: Moment) -> list[Value]:
+    """One of 64 places for each account, by the top bits of its crc times a constant; n such that so many are taken."""
+    if at.entity(op.entity) is None:
+        return [math.nan]
+    seen = {account for _, account in at.seen_on(op.entity, 0, days(op.window))}
+    taken = {(zlib.crc32(account.encode()) or 1) * 0x9E3779B1 % 2**32 // 2**26 for account in seen}
+    return scaled(op, -64 * math.log(max(64 - len(taken), 1) / 64))
+
+
 def entity_mean_times(op: operators.EntityMeanTimes, at: Moment) -> list[Value]:
     amounts = [] if at.entity(op.entity) is None else at.entity_days(op.entity, 0, days(op.window))
     if not amounts:
@@ -294,6 +310,8 @@ TWINS: dict[type, Callable[[Any, Moment], list[Value]]] = {
     operators.NumberOf: number_of,
     operators.EntityCount: entity_count,
     operators.EntitySum: entity_sum,
+    operators.EntityMax: entity_max,
+    operators.EntityAccounts: entity_accounts,
     operators.EntityMeanTimes: entity_mean_times,
     operators.EntityFrauds: entity_frauds,
     operators.EntityFraudShare: entity_fraud_share,

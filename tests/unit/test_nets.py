@@ -11,18 +11,19 @@ import torch
 from numpy.typing import NDArray
 
 from models.export import export_twin, golden_inputs, script
-from models.fitting import FitOptions
+from models.fitting import FitOptions, decay_groups
 from models.nets.encoding import ColumnStatistics, KnotEncoder
 from models.nets.risknet import ARCHITECTURES, NetOptions, RiskNet
 from models.nets.scoring import ANOMALY, ScoringNet, output_kinds
 from models.pruning import smaller
+from models.splits import split
 from models.statistics import column_statistics
 from models.train import train
 from models.unsupervised import pretrain
 from stream.errors import ConfigError
 from stream.features.spec import Column
 from stream.scoring.torchscript import LoadedProgram
-from tests.unit.model_fixtures import planted, quick_options, random_batch, random_columns, tiny_domain
+from tests.unit.model_fixtures import DAY_MS, planted, quick_options, random_batch, random_columns, tiny_domain
 
 DOMAIN = tiny_domain()
 QUICK = FitOptions(epochs=1, batch_size=128, learning_rate=1e-2, epoch_steps=1)
@@ -77,6 +78,46 @@ def test_an_unknown_architecture_is_told_what_there_is() -> None:
         net("transformer")
 
 
+def test_the_sequence_is_left_out_of_what_joins_the_branches_as_often_as_told() -> None:
+    batch = [torch.from_numpy(part) for part in random_batch(5, 400, DOMAIN)]
+    left_out = {}
+    for share in (0.0, 0.5, 1.0):
+        torch.manual_seed(1)
+        options = NetOptions(hidden=16, embedding=2, width=16, dropout=0.0, sequence_dropout=share)
+        made = RiskNet(
+            statistics(DOMAIN.step_columns), statistics(DOMAIN.aggregate_columns), options, DOMAIN.sequence_length
+        ).train()
+        sequence, aggregate = made.branches(*batch)
+        without = made.joined(torch.cat([torch.zeros_like(sequence), aggregate], dim=1)).squeeze(1)
+        heads = made(*batch)
+        left_out[share] = float(torch.isclose(heads[:, 0], without).float().mean())
+        assert torch.equal(heads[:, 1], made.sequence_head(sequence).squeeze(1))  # its own head always reads it
+        with torch.inference_mode():
+            whole = made.joined(torch.cat([sequence, aggregate], dim=1)).squeeze(1)
+            torch.testing.assert_close(made.eval()(*batch)[:, 0], whole)
+    assert left_out[0.0] < 0.02
+    assert left_out[1.0] == 1.0
+    assert 0.4 < left_out[0.5] < 0.6
+
+
+def test_matrices_decay_and_biases_do_not() -> None:
+    made = net("lstm-mlp")
+    groups = decay_groups(made, 0.7)
+    decaying, free = ({id(p) for p in group["params"]} for group in groups)
+    assert [group["weight_decay"] for group in groups] == [0.7, 0.0]
+    for name, parameter in made.named_parameters():
+        assert (id(parameter) in decaying) == ("weight" in name), name
+    assert decaying | free == {id(p) for p in made.parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in made.named_parameters()}
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    for parameter in made.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # no signal: only the decay moves anything
+    optimizer.step()
+    for name, parameter in made.named_parameters():
+        kept = 1.0 - 0.1 * 0.7 if "weight" in name else 1.0
+        torch.testing.assert_close(parameter.detach(), before[name] * kept)
+
+
 # --- knots
 
 
@@ -110,6 +151,23 @@ def test_knots_lie_where_the_frauds_are() -> None:
     assert (edges < 5).sum() >= 3
     without = column_statistics(values[:, None].astype(np.float32), (Column("x", "g"),), knots=8).knots[0]
     assert (without[np.isfinite(without)] > 45).sum() <= 1
+
+
+def test_beyond_what_training_saw_a_number_reads_as_the_outermost_seen() -> None:
+    """An account's age, or its count of events, grows past all that the training period held."""
+    dataset = planted(6, 2000, aggregate_signal=True)
+    dataset.aggregates[:, 1] = np.linspace(0, 500, len(dataset))
+    net = train(dataset, quick_options(dataset, fit=FitOptions(epochs=1, batch_size=128))).net
+    steps, lengths, aggregates = (torch.from_numpy(array) for array in random_batch(0, 20, dataset.domain))
+    seen = dataset.aggregates[split(dataset, int(dataset.time_ms[-1]) + 1, 2 * DAY_MS, 0.2).train, 1].max()
+    said = []
+    with torch.inference_mode():
+        for age in (seen / 2, seen, 500.0, 10 * seen):
+            aggregates[:, 1] = float(age)
+            said.append(net(steps, lengths, aggregates)["log_odds"])
+    assert not torch.equal(said[0], said[1])
+    torch.testing.assert_close(said[2], said[1])
+    torch.testing.assert_close(said[3], said[1])
 
 
 def test_repeated_values_and_empty_columns_get_no_piece_of_no_length() -> None:

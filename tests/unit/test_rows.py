@@ -12,9 +12,9 @@ import pytest
 from stream.errors import ConfigError
 from stream.features.assemble import FeatureState
 from stream.features.entity_rows import EntityRows
-from stream.features.operators import Amount, Count
-from stream.features.pool import RowPool
-from stream.features.rows import NEVER, RING, code_bits, row_offsets
+from stream.features.operators import Amount, Count, EntityAccounts, EntityCount, EntityMax
+from stream.features.pool import RowPool, identity_codes
+from stream.features.rows import NEVER, RING, code_bits, linear_count, row_offsets
 from stream.features.spec import Domain, Entity
 from tests.parity import streams
 from tests.parity.streams import DAY_MS, DOMAIN, START_MS, Shape
@@ -200,7 +200,7 @@ def test_each_code_sets_one_bit_and_a_missing_one_none() -> None:
 
 
 def test_the_others_counts_are_added_tile_by_tile_and_day_by_day() -> None:
-    rows = EntityRows(Entity("merchant", "merchant_id", ("24h", "7d")), "7d", 8)
+    rows = EntityRows(Entity("merchant", "merchant_id", ("24h", "7d")), "7d", 8, ("day_max", "day_accounts"))
     slots = rows.pool.add(0, ["here", "p1", "p2", "p3"])
     pool, width = rows.pool, DAY_MS // 16
     for slot, (clock_ms, count, fraud_ms) in zip(
@@ -211,6 +211,7 @@ def test_the_others_counts_are_added_tile_by_tile_and_day_by_day() -> None:
         pool["clock"][slot] = clock_ms
         pool["tiles"][slot, 0, 0] = pool["day_count"][slot, 0] = pool["day_fraud"][slot, 0] = count
         pool["day_sum"][slot, 0] = 100 * count
+        pool["day_max"][slot, 0], pool["day_accounts"][slot, 0] = 10 * count, count
         pool["last_fraud"][slot] = fraud_ms
     own, *others = rows.pack(slots)
     copies = {0: own, **dict(enumerate(others, start=1))}
@@ -222,11 +223,41 @@ def test_the_others_counts_are_added_tile_by_tile_and_day_by_day() -> None:
         assert pool["other_day_count"][here[0]].tolist() == [9, 3] + [0] * 13
         assert pool["other_day_fraud"][here[0]].tolist() == [9, 3] + [0] * 13
         assert pool["other_day_sum"][here[0]].tolist() == [900, 300] + [0] * 13
+        assert pool["other_day_max"][here[0]].tolist() == [50, 30] + [0] * 13
+        assert pool["other_day_accounts"][here[0]].tolist() == [4 | 5, 3] + [0] * 13
         assert pool["other_last_fraud"][here[0]] == 90
         assert pool["other_read_ms"][here[0]] == now_ms
     rows.set_others(here, [{0: own}], [0], now_ms=14)  # the own partial is no other
     assert not pool["other_day_count"][here[0]].any()
     assert pool["other_last_fraud"][here[0]] == pool["other_clock"][here[0]] == NEVER
+
+
+def test_a_row_holds_no_largest_amounts_and_accounts_that_nothing_reads() -> None:
+    writer = streams.Writer(3, Shape(items=0))
+    for i in range(40):
+        writer.append(f"a{i % 5}", START_MS + i * 3_600_000, entities={"merchant": "m"})
+    sizes = {}
+    for read in ((EntityCount,), (EntityMax,), (EntityAccounts,)):
+        domain = small_domain(
+            entities=(Entity("merchant", "merchant_id", ("24h", "7d")),),
+            aggregates=tuple(operator("column", "merchant", window="7d") for operator in read),
+        )
+        state = streams.state(domain=domain)
+        streams.run(state, writer.log, streams.fixed(9))
+        pool = state.pool("merchant")
+        held = {"day_max", "day_accounts"} & {field.name for field in pool.fields}
+        assert held == {name for operator in read for name in operator.keeps}
+        sizes[read[0]] = len(state.pack("merchant", pool.slots_of(0))[0])
+    plain, largest, accounts = sizes.values()
+    assert (largest - plain, accounts - plain) == (8 * 4, 8 * 8)  # for each of eight days
+
+
+def test_accounts_are_counted_to_a_few_in_a_hundred() -> None:
+    for accounts, tolerance in ((1, 0.02), (10, 0.15), (30, 0.2), (100, 0.35)):
+        codes = identity_codes([f"card-{accounts}-{i}" for i in range(accounts)])
+        found = linear_count(np.bitwise_or.reduce(code_bits(codes), keepdims=True))[0]
+        assert abs(found - accounts) <= tolerance * accounts, (accounts, found)
+    assert linear_count(np.array([0, 2**64 - 1], np.uint64)).tolist() == [0.0, 64 * np.log(64)]
 
 
 @pytest.mark.parametrize(("window", "delay"), [("36h", "7d"), ("7d", "30h"), ("7d", "12h")])

@@ -32,9 +32,11 @@ from stream.features.operators.account import (
 )
 from stream.features.operators.base import LONGEST_MEMORY_MS, AccountOperator, EventOperator, Operator
 from stream.features.operators.entity import (
+    EntityAccounts,
     EntityCount,
     EntityFrauds,
     EntityFraudShare,
+    EntityMax,
     EntityMeanTimes,
     EntitySinceFraud,
     EntitySinceGenuine,
@@ -63,9 +65,11 @@ __all__ = [
     "Count",
     "Distance",
     "Distinct",
+    "EntityAccounts",
     "EntityCount",
     "EntityFraudShare",
     "EntityFrauds",
+    "EntityMax",
     "EntityMeanTimes",
     "EntitySinceFraud",
     "EntitySinceGenuine",

@@ -54,6 +54,8 @@ class Plain:
     log: bool = False
 
     of_event: ClassVar[bool] = False
+    keeps: ClassVar[tuple[str, ...]] = ()
+    """Which of entity_rows.OPTIONAL the rows of the operator's entity must hold."""
 
     @property
     def columns(self) -> tuple[Column, ...]:

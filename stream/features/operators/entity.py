@@ -40,6 +40,35 @@ class EntitySum(Magnitude):
 
 
 @dataclass(frozen=True, slots=True)
+class EntityMax(Magnitude):
+    """Largest amount at the entity in the window before this event, by the day; a window of a day or more."""
+
+    entity: str = "merchant"
+    window: str = "7d"
+    of_event: ClassVar[bool] = True
+    keeps: ClassVar[tuple[str, ...]] = ("day_max",)
+
+    def compute(self, view: EventView) -> list[F64]:
+        return self.scaled(view.entity(self.entity).max(self.window))
+
+
+@dataclass(frozen=True, slots=True)
+class EntityAccounts(Magnitude):
+    """Different accounts at the entity in the window before this event, by the day; a window of a day or more.
+
+    By linear counting over 64 bits: off by a few in a hundred up to 30 accounts, by a tenth at 100; it ends at 266.
+    """
+
+    entity: str = "merchant"
+    window: str = "7d"
+    of_event: ClassVar[bool] = True
+    keeps: ClassVar[tuple[str, ...]] = ("day_accounts",)
+
+    def compute(self, view: EventView) -> list[F64]:
+        return self.scaled(view.entity(self.entity).accounts(self.window))
+
+
+@dataclass(frozen=True, slots=True)
 class EntityMeanTimes(Plain):
     """ln of the amount over the entity's mean amount in the window, by the day; NaN without earlier events."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -25,14 +26,18 @@ PROJECT = '[project]\ndependencies = ["One_Thing[extra]>=1.2,<2"]\n[project.opti
 REFUSED = "# a comment\nelse 1.0 bad\n"
 
 
-@pytest.fixture(scope="module")
-def problems() -> Callable[[str, str, str], Iterator[str]]:
-    spec = importlib.util.spec_from_file_location("check_lock", ROOT / ".ci" / "check_lock.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.problems
+    return module
+
+
+@pytest.fixture(scope="module")
+def problems() -> Callable[[str, str, str], Iterator[str]]:
+    return script("check_lock").problems
 
 
 def test_the_projects_own_lock_is_good(problems: Callable[[str, str, str], Iterator[str]]) -> None:
@@ -59,3 +64,29 @@ def test_each_thing_is_found(
     problems: Callable[[str, str, str], Iterator[str]], lock: str, project: str, refused: str, found: str
 ) -> None:
     assert any(found in problem for problem in problems(lock, project, refused)), [*problems(lock, project, refused)]
+
+
+@pytest.mark.parametrize(
+    ("reachable", "holes", "codes"),
+    [(True, False, (0, 0)), (True, True, (1, 1)), (False, False, (1, 0))],
+)
+def test_the_audit_says_what_it_could_not_ask(
+    capsys: pytest.CaptureFixture[str], reachable: bool, holes: bool, codes: tuple[int, int]
+) -> None:
+    """A database that does not name a hole that is known tells nothing about the lock."""
+    audit = script("audit")
+    asked: list[str] = []
+
+    def ask(requirements: Path) -> tuple[int, str]:
+        asked.append(requirements.name)
+        if not reachable:
+            return 1, "ERROR:pip_audit._cli:jinja2: Dependency not found on PyPI"
+        if requirements.name != "requirements.lock":
+            return 1, "jinja2 3.1.5 PYSEC-2025-1"
+        return (1, "one-thing 1.2.3 CVE-2026-1") if holes else (0, "No known vulnerabilities found")
+
+    assert (audit.main([], ask), audit.main(["--if-reachable"], ask)) == codes
+    told = capsys.readouterr().out
+    assert ("requirements.lock" in asked) == reachable
+    assert ("CVE-2026-1" in told) == holes
+    assert ("Not audited" in told) == ("jinja2: Dependency not found" in told) == (not reachable)

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import shorten
 
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN_BAD = "jinja2==3.1.5"
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str], ask: Callable[[Path], tuple[int, str]] = ask)
         _, told = ask(probe)
     if "CVE-" not in told and "PYSEC-" not in told and "GHSA-" not in told:
         reason = next((line for line in reversed(told.splitlines()) if line.strip()), "it names no hole")
-        print(NOT_ASKED.format(reason=reason.rpartition("ERROR:pip_audit._cli:")[2]))
+        print(NOT_ASKED.format(reason=shorten(reason.rpartition("ERROR:pip_audit._cli:")[2], 100)))
         return 0 if "--if-reachable" in arguments else 1
     code, told = ask(ROOT / "requirements.lock")
     print(told.strip())

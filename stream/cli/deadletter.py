@@ -132,7 +132,7 @@ def redrive(
     the account's last 64), and letters that were redriven already are left out, however long ago.
 
     \b
-    Exit codes: 0 done, 1 nothing fits and an ID was given, 2 wrong usage.
+    Exit codes: 0 done, 2 wrong usage, or no letter has an ID that was given.
 
     \b
     Examples:

@@ -403,8 +403,13 @@ class Deployment:
         return self._outputs(self.topics.dead_letters)
 
     def check_exactly_once(self, *, duplicates: int = 0) -> list[Output]:
-        """Every input message has one score or one dead letter, but for so many duplicates. Returns the scores."""
+        """One score or dead letter of every message but for duplicates, in order by account. Returns the scores."""
         scores = self.scores()
+        last: dict[tuple[str, int], int] = {}
+        for score in scores:
+            where, offset = (score.content["account_id"], score.record.partition), score.origin[2]
+            assert last.get(where, -1) < offset, f"out of order: {score.origin}"
+            last[where] = offset
         seen = Counter(output.origin for output in [*scores, *self.dead_letters()])
         inputs = {(r.topic, r.partition, r.offset) for t in self._inputs() for r in self.read(t)}
         assert [origin for origin, count in seen.items() if count > 1] == []

@@ -129,7 +129,9 @@ lists:
     deployment.wait_done()
     assert len(deployment.alerts()) == len(events)
     # Three of the spoilt labels are wrong only where a label declares nothing.
-    assert len(deployment.dead_letters()) == 2 * len(bad_messages(events[0])) - 3
+    letters = deployment.dead_letters()
+    assert len(letters) == 2 * len(bad_messages(events[0])) - 3
+    check_silent(*(letter.content["reason"] for letter in letters))
     metrics = worker.get("/metrics")[1]
     assert worker.metric("riskstream_events_total", outcome="duplicate") == 51
     assert worker.metric("riskstream_labels_total", outcome="folded") == 20

@@ -142,7 +142,7 @@ def missing_tests(text: str) -> list[str]:
         file = ROOT / "tests" / target
         if path != target or not file.exists() or f"\ndef {name}(" not in read(file):
             missing.append(f"{path}::{name}")
-    for section in ("## When a partition is assigned", "## When something fails"):
+    for section in ("## What is assumed", "## When a partition is assigned", "## When something fails"):
         rows = [line for line in text.partition(section)[2].partition("\n## ")[0].splitlines() if line.startswith("| ")]
         missing += [row for row in rows[2:] if not TEST_LINK.search(row)]
     return missing

@@ -16,7 +16,7 @@ from stream.engine.label_places import LabelPlaces
 from stream.engine.partition import CommitNote, Partition, Phase, cold_of_builders, transactional_id
 from stream.engine.pipeline import Pipeline
 from stream.engine.restore import Log, Plan, Replay, Step, plan
-from stream.errors import UnavailableError
+from stream.errors import CheckpointAheadError, UnavailableError
 from stream.features.batch import EventBatch, LabelBatch
 from stream.features.pool import ArenaFullError
 from stream.kafka.port import CommittedOffset, KafkaClient, TopicPartition
@@ -26,6 +26,9 @@ from stream.state.store import Checkpoint, StateStore
 _DAY_MS = 86_400_000
 _PENDING_WAIT_MS = 500
 """How long the committed offset may hang on a transaction before its producer is taken for dead."""
+_SETTLE_MS, _ASK_AGAIN_MS = 5_000, 200
+"""How long a committed offset behind the checkpoint may be a coordinator that is still loading: a broker that came
+back was seen to answer with old offsets for a second (Apache Kafka 4.1.1 after kill -9)."""
 
 
 class GroupOffsets(Protocol):
@@ -64,6 +67,14 @@ class _Job:
                 part.close()
 
 
+@dataclass(slots=True)
+class _Unsettled:
+    """A partition whose committed offset is behind its checkpoint: until when that may be a passing state."""
+
+    refuse_ms: int
+    ask_again_ms: int = 0
+
+
 class Restorer:
     """Takes partitions through RESTORING. Blocks at most for one poll of the log per step."""
 
@@ -91,6 +102,7 @@ class Restorer:
         self._transactional_id = owner or transactional_id(settings)
         self._fault = fault
         self._jobs: dict[int, _Job] = {}
+        self._unsettled: dict[int, _Unsettled] = {}
         self._ended: set[str] = set()
         self._log = structlog.get_logger("riskstream.restore")
 
@@ -100,6 +112,7 @@ class Restorer:
 
     def forget(self, number: int) -> None:
         """The partition is gone, or begins again."""
+        self._unsettled.pop(number, None)
         job = self._jobs.pop(number, None)
         if job is not None:
             job.close()
@@ -146,8 +159,24 @@ class Restorer:
             return False
         if partition.checkpoint != partition.done:
             flush_all()
+        if job.plan.kind != "clean" and not self._is_still_committed(partition, job, consumer):
+            return False
         self._log.info("restored", partition=partition.number, kind=job.plan.kind, position=list(partition.done))
         self.forget(partition.number)
+        return True
+
+    def _is_still_committed(self, partition: Partition, job: _Job, consumer: GroupOffsets) -> bool:
+        """Asked once more at the end; if a loading coordinator had given an older offset, the restore goes on."""
+        origin = self._origin(partition.number, consumer, ())
+        if origin is None:
+            return False
+        if origin.committed != job.origin.committed:
+            self._log.warning(
+                "the committed offset has moved during the restore", partition=partition.number,
+                restored=list(partition.done), committed=list(origin.committed or ()),
+            )  # fmt: skip
+            self.forget(partition.number)
+            return False
         return True
 
     def untouched(self, partition: Partition, consumer: GroupOffsets) -> bool:
@@ -181,8 +210,12 @@ class Restorer:
         read with it, cannot be newer than the committed offset that is read after it.
         """
         number = partition.number
+        now_ms = self._clock.now_ms()
+        unsettled = self._unsettled.get(number)
+        if unsettled is not None and now_ms < unsettled.ask_again_ms:
+            return False
         if partition.head is None:
-            partition.head = self._store.claim(number, self._transactional_id, self._clock.now_ms())
+            partition.head = self._store.claim(number, self._transactional_id, now_ms)
             self._fault("restore:after_claim")
         head = partition.head
         origin = self._origin(number, consumer, head.owners)
@@ -190,8 +223,11 @@ class Restorer:
             return False
         checkpoint = head.checkpoint
         horizon = self._horizon(origin.log) if checkpoint is None else origin.log.first
-        now_ms = self._clock.now_ms()
-        chosen = plan(origin.log, origin.committed, origin.note, checkpoint, horizon, self._settings.state, now_ms)
+        try:
+            chosen = plan(origin.log, origin.committed, origin.note, checkpoint, horizon, self._settings.state, now_ms)
+        except CheckpointAheadError as error:
+            self._wait_or_refuse(number, now_ms, error)
+            return False
         cold = max(chosen.cold_until_ms, cold_of_builders(head.owners))
         if cold > origin.note.cold_until_ms:
             # Before there is a checkpoint, after which nobody would know that history is missing.
@@ -218,6 +254,14 @@ class Restorer:
         else:
             self._begin_replay(partition, job)
         return True
+
+    def _wait_or_refuse(self, number: int, now_ms: int, error: CheckpointAheadError) -> None:
+        """The group's offsets were moved back only if they stay there."""
+        unsettled = self._unsettled.setdefault(number, _Unsettled(now_ms + _SETTLE_MS))
+        if now_ms >= unsettled.refuse_ms:
+            raise error
+        unsettled.ask_again_ms = now_ms + _ASK_AGAIN_MS
+        self._log.warning("the committed offset is behind the checkpoint: asking again", partition=number)
 
     def _find_places(self, partition: Partition, job: _Job) -> None:
         """One step of looking for where labels were folded, if that is wanted; then the replay begins."""

@@ -13,10 +13,13 @@ Every name begins with `{namespace:`, which is the pattern for an ACL.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from urllib.parse import quote
 
 _HASH_BYTES = 16
 _LONGEST_KEY = 64
+_KNOWN_COPIES = 131_072
+"""Names of copies that are kept: those of hot entities are asked for at every refresh and every flush."""
 
 
 class KeyNames:
@@ -29,7 +32,8 @@ class KeyNames:
         key = secret if len(secret) <= _LONGEST_KEY else hashlib.blake2b(secret).digest()
         self._empty = hashlib.blake2b(digest_size=_HASH_BYTES, key=key)
         self._row_stems: dict[tuple[int, str], tuple[bytes, hashlib.blake2b]] = {}
-        self._copy_stems: dict[str, tuple[bytes, hashlib.blake2b]] = {}
+        self.copies = lru_cache(_KNOWN_COPIES)(self._copies)
+        """(kind, identity) to the name of an entity's hash of copies."""
 
     def row(self, partition: int, kind: str, identity: str) -> bytes:
         """The name of a row: `kind` is readable, the identity is a keyed hash."""
@@ -45,17 +49,9 @@ class KeyNames:
     def head(self, partition: int) -> bytes:
         return self.tag(partition) + b":head"
 
-    def copies(self, kind: str, identity: str) -> bytes:
-        """The name of an entity's hash of copies."""
-        cached = self._copy_stems.get(kind)
-        if cached is None:
-            stem = b"}:copy:" + quote(kind, safe="").encode() + b":"
-            cached = self._copy_stems[kind] = (stem, self._hash_of_kind(kind))
-        stem, hasher = cached
-        hasher = hasher.copy()
-        hasher.update(identity.encode("utf-8", "surrogatepass"))
-        digest = hasher.hexdigest().encode()
-        return b"".join((self.copies_prefix, digest[:1], stem, digest))
+    def _copies(self, kind: str, identity: str) -> bytes:
+        digest = self.row(0, kind, identity)[-2 * _HASH_BYTES :]
+        return b"".join((self.copies_prefix, digest[:1], b"}:copy:", quote(kind, safe="").encode(), b":", digest))
 
     def tag(self, partition: int) -> bytes:
         """The hash tag of a partition, with its braces: all its names begin with it."""

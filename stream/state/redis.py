@@ -7,9 +7,8 @@ checkpoint that is there already is a success. So a lost answer is cured by the 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import redis
@@ -110,17 +109,13 @@ class RedisStore:
 
     def write_rows(self, rows: Mapping[bytes, bytes], heads: Mapping[int, Head]) -> int:
         partitions = {self._names.tag(partition): partition for partition in heads}
-        written = 0
-        commands, owners = [], []
-        for chunk in _chunks(rows.items()):
-            partition = partitions[KeyNames.tag_of(chunk[0][0])]
-            keys = [self._names.head(partition), *(key for key, _ in chunk)]
+        writes = []
+        for tag, keys, some, size in _chunks(list(rows), list(rows.values())):
+            partition = partitions[tag]
             known = _encoded(heads[partition])
-            commands.append(_call(WRITE_ROWS, keys, known, self._ttl_ms, *[row for _, row in chunk]))
-            owners.append(partition)
-        for some in _sent_together(list(zip(commands, owners, strict=True))):
-            written += sum(self._run_as_owner(some))
-        return written
+            command = _call(WRITE_ROWS, [self._names.head(partition), *keys], known, self._ttl_ms, *some)
+            writes.append(_Write(command, partition, size))
+        return sum([sum(self._run_as_owner(portion)) for portion in _sent_together(writes)])
 
     def load_head(self, partition: int) -> Head | None:
         return _decoded(self._run([("GET", self._names.head(partition))])[0])
@@ -129,14 +124,14 @@ class RedisStore:
         return self._replace_head(partition, head, head.written(checkpoint))
 
     def publish_copies(self, kind: str, partition: int, head: Head, copies: Mapping[str, bytes]) -> None:
-        rows = [(self._names.copies(kind, identity), row) for identity, row in copies.items()]
-        commands = []
-        for chunk in _chunks(rows):
-            keys = [KeyNames.epochs_beside(chunk[0][0]), *(key for key, _ in chunk)]
-            arguments = (self._ttl_ms, partition, head.epoch, *(row for _, row in chunk))
-            commands.append((_call(PUBLISH_COPIES, keys, *arguments), partition))
-        for some in _sent_together(commands):
-            self._run_as_owner(some)
+        names = [self._names.copies(kind, identity) for identity in copies]
+        writes = []
+        for tag, keys, rows, size in _chunks(names, list(copies.values())):
+            epochs = KeyNames.epochs_beside(tag)
+            command = _call(PUBLISH_COPIES, [epochs, *keys], self._ttl_ms, partition, head.epoch, *rows)
+            writes.append(_Write(command, partition, size))
+        for portion in _sent_together(writes):
+            self._run_as_owner(portion)
 
     def read_copies(self, kind: str, identities: Sequence[str]) -> list[dict[int, bytes]]:
         keys = [self._names.copies(kind, identity) for identity in identities]
@@ -156,13 +151,13 @@ class RedisStore:
         gone = int(head.checkpoint is not None)
         for names in self._scan(self._names.tag(partition) + b":row:*"):
             command = _call(DELETE_ROWS, [self._names.head(partition), *names], _encoded(without))
-            gone += sum(self._run_as_owner([(command, partition)]))
+            gone += sum(self._run_as_owner([_Write(command, partition)]))
         for names in self._scan(self._names.copies_prefix + b"?}:copy:*"):
             by_tag: dict[bytes, list[bytes]] = {}
             for name in names:
                 by_tag.setdefault(KeyNames.epochs_beside(name), []).append(name)
             commands = [_call(DELETE_COPIES, [key, *some], partition, head.epoch) for key, some in by_tag.items()]
-            self._run_as_owner([(command, partition) for command in commands])
+            self._run_as_owner([_Write(command, partition) for command in commands])
         return gone
 
     def memory(self) -> Memory:
@@ -185,12 +180,12 @@ class RedisStore:
             require_head(partition, known, found)
         return new
 
-    def _run_as_owner(self, commands: Sequence[tuple[Command, int]]) -> list[int]:
-        """Scripts that ask first whether the caller still owns the partition (beside each). StateLostError if not."""
-        answers = self._run([command for command, _ in commands])
-        for (_, partition), answer in zip(commands, answers, strict=True):
+    def _run_as_owner(self, writes: Sequence[_Write]) -> list[int]:
+        """Scripts that ask first whether the caller still owns the partition. StateLostError if not."""
+        answers = self._run([write.command for write in writes])
+        for write, answer in zip(writes, answers, strict=True):
             if answer == REFUSED:
-                raise lost(partition)
+                raise lost(write.partition)
         return answers
 
     def _scan(self, pattern: bytes) -> Iterable[list[bytes]]:
@@ -237,32 +232,50 @@ def _call(script: Script, keys: Sequence[bytes], *arguments: Any) -> Command:
     return ("EVALSHA", script.sha, len(keys), *keys, *arguments)
 
 
-def _chunks(rows: Iterable[tuple[bytes, bytes]]) -> Iterable[list[tuple[bytes, bytes]]]:
-    """Rows of one hash tag each, small enough that the server is never busy for long with one script."""
-    open_chunks: dict[bytes, list[tuple[bytes, bytes]]] = {}
-    sizes: dict[bytes, int] = defaultdict(int)
-    for pair in rows:
-        key, row = pair
-        require_header(row)
-        tag = key[: key.index(b"}") + 1]
-        chunk = open_chunks.get(tag)
-        if chunk is None:
-            chunk = open_chunks[tag] = []
-        chunk.append(pair)
-        sizes[tag] += len(row)
-        if len(chunk) >= _CHUNK_ROWS or sizes[tag] >= _CHUNK_BYTES:
-            yield open_chunks.pop(tag)
-            sizes[tag] = 0
-    yield from open_chunks.values()
+class _Chunk(NamedTuple):
+    """Rows of one hash tag: so many that the server is never busy for long with one script."""
+
+    tag: bytes
+    keys: list[bytes]
+    rows: list[bytes]
+    size: int
+    """Bytes of the rows."""
 
 
-def _sent_together(commands: Sequence[tuple[Command, int]]) -> Iterable[list[tuple[Command, int]]]:
-    """Commands (with their partitions) in portions of one round trip each."""
-    portion: list[tuple[Command, int]] = []
+def _chunks(keys: Sequence[bytes], rows: Sequence[bytes]) -> Iterable[_Chunk]:
+    """ValueError for a row without a header."""
+    sizes = list(map(len, rows))
+    if sizes:
+        require_header(rows[sizes.index(min(sizes))])
+    by_tag: dict[bytes, list[int]] = {}
+    for place, tag in enumerate([key[: key.index(b"}") + 1] for key in keys]):
+        by_tag.setdefault(tag, []).append(place)
+    for tag, places in by_tag.items():
+        start = size = 0
+        for end, place in enumerate(places, 1):
+            size += sizes[place]
+            if end - start == _CHUNK_ROWS or size >= _CHUNK_BYTES or end == len(places):
+                chosen = places[start:end]
+                yield _Chunk(tag, [keys[i] for i in chosen], [rows[i] for i in chosen], size)
+                start, size = end, 0
+
+
+class _Write(NamedTuple):
+    """A script that writes for a partition's owner."""
+
+    command: Command
+    partition: int
+    size: int = 0
+    """Bytes of its rows."""
+
+
+def _sent_together(writes: Iterable[_Write]) -> Iterable[list[_Write]]:
+    """In portions of one round trip each."""
+    portion: list[_Write] = []
     size = 0
-    for command, partition in commands:
-        portion.append((command, partition))
-        size += sum(len(argument) for argument in command if isinstance(argument, bytes))
+    for write in writes:
+        portion.append(write)
+        size += write.size
         if size >= _SENT_AT_ONCE_BYTES:
             yield portion
             portion, size = [], 0

@@ -23,8 +23,67 @@ def test_offsets_moved_back_are_refused(clock: ManualClock) -> None:
     cluster.move_offsets({("transactions", 1): CommittedOffset(3, "")})
     worker = cluster.worker("w0")
     with pytest.raises(CheckpointAheadError, match=r"partition 1: .*redis\.namespace.*state rebuild"):
-        turn(worker.run_once, clock, 10)
+        turn(worker.run_once, clock, 110)
     assert cluster.server.rows == before
+
+
+def _done(clock: ManualClock) -> tuple[Cluster, dict[tuple[str, int], CommittedOffset]]:
+    """A log that has been worked off, and the group's offsets with their notes."""
+    cluster = Cluster(clock)
+    assert Play(cluster, 13, Traffic(13, 2).chunks(80), []).run() == []
+    return cluster, {(tp.topic, tp.partition): at for tp, at in cluster.broker.group(GROUP).offsets.items()}
+
+
+def _older(offsets: dict[tuple[str, int], CommittedOffset]) -> dict[tuple[str, int], CommittedOffset]:
+    """As the group stood before: what a coordinator answers that has not read its log to the end."""
+    return {where: at._replace(offset=at.offset // 2) for where, at in offsets.items()}
+
+
+def test_offsets_behind_the_checkpoint_for_a_moment_are_waited_for(clock: ManualClock) -> None:
+    cluster, offsets = _done(clock)
+    scored, rows = len(cluster.contents().scores.ordered), dict(cluster.server.rows)
+    cluster.move_offsets(_older(offsets))
+    worker = cluster.worker("w0")
+    turn(worker.run_once, clock, 40)
+    assert worker.restoring()
+    cluster.move_offsets(offsets)
+    turn(worker.run_once, clock, 40)
+    worker.finish()
+    assert len(cluster.contents().scores.ordered) == scored
+    assert row_differences(cluster.server.rows, rows) == []
+
+
+@pytest.mark.parametrize("all_is_lost", [True, False])
+def test_offsets_that_were_old_when_the_restore_began_are_asked_for_again(
+    clock: ManualClock, all_is_lost: bool
+) -> None:
+    """The checkpoint does not show it: it is missing, or older still."""
+    cluster = Cluster(clock)
+    traffic = Traffic(13, 2)
+
+    def offsets_after(rounds: int) -> dict[tuple[str, int], CommittedOffset]:
+        play_in_turns(cluster, unambiguous(traffic, rounds), {})
+        return {(tp.topic, tp.partition): at for tp, at in cluster.broker.group(GROUP).offsets.items()}
+
+    offsets_after(10)
+    early = cluster.server.snapshot()
+    old, offsets = offsets_after(15), offsets_after(5)
+    scored, rows = len(cluster.contents().scores.ordered), dict(cluster.server.rows)
+    cluster.server.restore(early)
+    if all_is_lost:
+        cluster.server.flush_all()
+    cluster.move_offsets(old)
+
+    def come_right(point: str) -> None:
+        if point == "restore:after_step":
+            cluster.move_offsets(offsets)
+
+    worker = cluster.worker("w0", come_right)
+    turn(worker.run_once, clock, 200)
+    assert not worker.restoring()
+    worker.finish()
+    assert len(cluster.contents().scores.ordered) == scored
+    assert row_differences(cluster.server.rows, rows) == []
 
 
 def test_offsets_moved_forward_are_replayed(clock: ManualClock) -> None:

@@ -145,7 +145,10 @@ def own(task: Task, seed: int) -> Run:
         verified = verify(place, domain=domain)
     probability, seconds = through_the_bundle(TorchScorer(verified, domain), task)
     found = scored(task.dataset, task.test, probability, trained.thresholds)
-    return Run(FoldResult(task.fold, task.test, found), figures(found), train_s, len(task.test) / seconds)
+    values = figures(found)
+    said = {name: round(values[name], 5) for name in REPORTED} | {"train_s": round(train_s)}
+    print(f"seed {seed}: {json.dumps(said)}", file=sys.stderr, flush=True)
+    return Run(FoldResult(task.fold, task.test, found), values, train_s, len(task.test) / seconds)
 
 
 def through_the_bundle(scorer: TorchScorer, task: Task) -> tuple[NDArray[np.float64], float]:

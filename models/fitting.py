@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -29,8 +29,8 @@ _WATCHED_GENUINE = 30_000
 class FitOptions:
     """How a net is trained. The defaults suit fraud rates of 0.1 to 5 percent."""
 
-    epochs: int = 12
-    patience: int = 8
+    epochs: int = 20
+    patience: int = 12
     """Epochs without a better validation average precision before stopping. Short of the schedule's end a net is
     unfinished: while the learning rate is high, a good early epoch is luck."""
     batch_size: int = 512
@@ -103,6 +103,11 @@ class Fitted:
     genuine_share: float
     """Of the genuine training events, the share that an epoch drew: log of it is the shift of the prior."""
 
+    def suiting(self, options: FitOptions) -> FitOptions:
+        """For another fit, without validation: a schedule that ends at the best epoch if this one was stopped early."""
+        stopped_early = self.epochs < options.epochs
+        return replace(options, epochs=self.best_epoch) if stopped_early else options
+
 
 def predict(net: nn.Module, tensors: Tensors, index: Index) -> NDArray[np.float32]:
     """(N, heads) raw log-odds of these events, by the net in its evaluation mode."""
@@ -128,13 +133,11 @@ class Fit:
         seed: tuple[int, ...],
         listener: ProgressListener,
         stage: str = "train",
-        stop_after: int | None = None,
         checkpoint: Checkpoint = NO_CHECKPOINT,
     ) -> None:
-        """Without `validation` the weights after `stop_after` epochs are kept. Repeats exactly on one CPU thread."""
+        """Without `validation` the weights at the end of the schedule are kept. Repeats exactly on one CPU thread."""
         self._net, self._tensors, self._options, self._listener = net, tensors, options, listener
         self._stage, self._seed, self._checkpoint = stage, seed, checkpoint
-        self._last_epoch = options.epochs if stop_after is None else stop_after
         fraud = tensors.is_fraud(train)
         self._frauds, self._genuine = train[fraud], train[~fraud]
         wanted = int(np.clip(options.genuine_per_fraud * len(self._frauds), *options.epoch_events))
@@ -154,7 +157,7 @@ class Fit:
         """Trains. Blocks for seconds to minutes; goes on where its checkpoint stopped."""
         best, best_epoch, weights, first, figures = self._resumed()
         epoch = first - 1
-        for epoch in range(first, self._last_epoch + 1):
+        for epoch in range(first, self._options.epochs + 1):
             loss = self._epoch(epoch, figures)
             score = float("nan") if self._watched is None else self._watched.score(self._average, self._tensors)
             figures = {"epoch": epoch, "loss": loss}
@@ -222,7 +225,7 @@ class Fit:
         self._schedule.last_epoch = facts["steps"]
         for group, (rate, momenta) in zip(self._optimizer.param_groups, facts["rates"], strict=True):
             group["lr"], group["betas"] = rate, tuple(momenta)
-        next_epoch = self._last_epoch + 1 if facts["over"] else facts["epoch"] + 1
+        next_epoch = self._options.epochs + 1 if facts["over"] else facts["epoch"] + 1
         return facts["best"], facts["best_epoch"], found.weights("best"), next_epoch, facts["figures"]
 
     def _save(

@@ -2,7 +2,9 @@
 
 A member of the ensemble is trained twice. First on what was known when the validation period begins: that fit
 chooses the epoch, and its validation scores choose calibration, thresholds and every figure of the report. Then
-from scratch on all that is known, validation included, for as many epochs: that net is exported.
+from scratch on all that is known, validation included, through the whole schedule, for a net whose learning rate
+has not come down is unfinished; if early stopping ended the first fit, through one that ends at its best epoch.
+That net is exported.
 """
 
 from __future__ import annotations
@@ -243,16 +245,15 @@ class _Training:
     def _member(
         self, stage: str, number: int, index: Index, validation: Index | None, model: _Member | None
     ) -> _Member:
-        """One net, trained and, if that is wanted, pruned. Without `validation`, for as many epochs as `model` was."""
+        """One net, trained and, if that is wanted, pruned. Without `validation` on the schedule that suited `model`."""
         options = self._options
-        epochs = (None, None) if model is None else (model.fits[0].best_epoch, model.fits[-1].best_epoch)
         # torch seeds the weights, numpy the draws: both from seed and member, so that any stage repeats alone.
         net, seed = self._net(index, number), (options.seed, number, int(validation is None))
         moment = options.until_ms if validation is None else self._parts.validation_from_ms
         if options.pretrain_epochs and self._checkpoints.stage(stage).load() is None:
             pretrain(net, self._tensors, self._unlabelled(moment), options.pretrain_epochs, (*seed, 1), self._listener)
 
-        def fitted(net: RiskNet, stage: str, how: FitOptions, seed: tuple[int, ...], epochs: int | None) -> Fitted:
+        def fitted(net: RiskNet, stage: str, how: FitOptions, seed: tuple[int, ...]) -> Fitted:
             return Fit(
                 net,
                 self._tensors,
@@ -262,15 +263,17 @@ class _Training:
                 seed=seed,
                 listener=self._listener,
                 stage=stage,
-                stop_after=epochs,
                 checkpoint=self._checkpoints.stage(stage),
             ).run()
 
-        first = fitted(net, stage, options.fit, seed, epochs[0])
+        first = fitted(net, stage, options.fit if model is None else model.fits[0].suiting(options.fit), seed)
         if not options.prune:
             return _Member(net, (first,))
         small = smaller(net, options.net, options.prune, self._dataset.domain.sequence_length)
-        again = fitted(small, f"{stage} pruned", fine_tuning(options.fit), (*seed, 2), epochs[1])
+        tuning = fine_tuning(options.fit)
+        again = fitted(
+            small, f"{stage} pruned", tuning if model is None else model.fits[-1].suiting(tuning), (*seed, 2)
+        )
         return _Member(small, (first, again), net)
 
     def _net(self, index: Index, member: int) -> RiskNet:

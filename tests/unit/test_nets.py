@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.export import export_twin, golden_inputs, script
-from models.fitting import FitOptions, decay_groups
+from models.fitting import FitOptions
 from models.nets.encoding import ColumnStatistics, KnotEncoder
 from models.nets.risknet import ARCHITECTURES, NetOptions, RiskNet
 from models.nets.scoring import ANOMALY, ScoringNet, output_kinds
@@ -98,24 +98,6 @@ def test_the_sequence_is_left_out_of_what_joins_the_branches_as_often_as_told() 
     assert left_out[0.0] < 0.02
     assert left_out[1.0] == 1.0
     assert 0.4 < left_out[0.5] < 0.6
-
-
-def test_matrices_decay_and_biases_do_not() -> None:
-    made = net("lstm-mlp")
-    groups = decay_groups(made, 0.7)
-    decaying, free = ({id(p) for p in group["params"]} for group in groups)
-    assert [group["weight_decay"] for group in groups] == [0.7, 0.0]
-    for name, parameter in made.named_parameters():
-        assert (id(parameter) in decaying) == ("weight" in name), name
-    assert decaying | free == {id(p) for p in made.parameters()}
-    before = {name: parameter.detach().clone() for name, parameter in made.named_parameters()}
-    optimizer = torch.optim.AdamW(groups, lr=0.1)
-    for parameter in made.parameters():
-        parameter.grad = torch.zeros_like(parameter)  # no signal: only the decay moves anything
-    optimizer.step()
-    for name, parameter in made.named_parameters():
-        kept = 1.0 - 0.1 * 0.7 if "weight" in name else 1.0
-        torch.testing.assert_close(parameter.detach(), before[name] * kept)
 
 
 # --- knots

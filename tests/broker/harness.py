@@ -312,7 +312,7 @@ class Deployment:
 
     # --- messages
 
-    def publish(self, messages: Iterable[Message], topic: str | None = None) -> None:
+    def publish(self, messages: Iterable[Message], topic: str | None = None, timestamp_ms: int | None = None) -> None:
         """Publishes to the transactions topic, or another one, and waits for the acknowledgements."""
         for message in messages:
             self._producer.produce(
@@ -321,6 +321,7 @@ class Deployment:
                 key=message.key,
                 headers=message.headers,
                 partition=message.partition,
+                timestamp_ms=timestamp_ms,
             )
         self._producer.flush()
 

@@ -7,26 +7,14 @@ from contextlib import contextmanager
 
 from confluent_kafka import KafkaError, KafkaException
 
-from stream.errors import (
-    CertificateError,
-    ConfigError,
-    CredentialsError,
-    FatalError,
-    FencedError,
-    LogTruncatedError,
-    NotAuthorisedError,
-    PartitionLostError,
-    RiskstreamError,
-    TopicError,
-    TurnAborted,
-    UnavailableError,
-)
-from stream.kafka import remedies
+from stream.errors import RiskstreamError, TurnAborted, UnavailableError
+from stream.kafka import reactions
+from stream.kafka.reactions import Reaction, aborting
 from stream.tls import KAFKA_TLS, tls_problem
 
 _TLS = frozenset({KafkaError._SSL, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
 
-_TABLE: tuple[tuple[frozenset[int], type[RiskstreamError], str], ...] = (
+_TABLE: tuple[tuple[frozenset[int], Reaction], ...] = (
     (
         frozenset(
             {
@@ -36,8 +24,7 @@ _TABLE: tuple[tuple[frozenset[int], type[RiskstreamError], str], ...] = (
                 KafkaError.FENCED_INSTANCE_ID,
             }
         ),
-        FencedError,
-        "another worker runs with the same kafka.worker_id, or has fenced this one",
+        reactions.FENCED,
     ),
     (
         frozenset(
@@ -47,17 +34,15 @@ _TABLE: tuple[tuple[frozenset[int], type[RiskstreamError], str], ...] = (
                 KafkaError._AUTHENTICATION,
             }
         ),
-        CredentialsError,
-        remedies.CREDENTIALS,
+        reactions.CREDENTIALS,
     ),
-    (frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED}), NotAuthorisedError, remedies.TOPIC_RIGHT),
-    (frozenset({KafkaError.GROUP_AUTHORIZATION_FAILED}), NotAuthorisedError, remedies.GROUP_RIGHT),
+    (frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED}), reactions.TOPIC_RIGHT),
+    (frozenset({KafkaError.GROUP_AUTHORIZATION_FAILED}), reactions.GROUP_RIGHT),
     (
         frozenset({KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED}),
-        NotAuthorisedError,
-        remedies.TRANSACTIONAL_RIGHT,
+        reactions.TRANSACTIONAL_RIGHT,
     ),
-    (frozenset({KafkaError.CLUSTER_AUTHORIZATION_FAILED}), NotAuthorisedError, remedies.OTHER_RIGHT),
+    (frozenset({KafkaError.CLUSTER_AUTHORIZATION_FAILED}), reactions.OTHER_RIGHT),
     (
         frozenset(
             {
@@ -67,13 +52,11 @@ _TABLE: tuple[tuple[frozenset[int], type[RiskstreamError], str], ...] = (
                 KafkaError._UNKNOWN_PARTITION,
             }
         ),
-        TopicError,
-        "create the topic: riskstream topics create",
+        reactions.NO_TOPIC,
     ),
     (
         frozenset({KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION}),
-        LogTruncatedError,
-        remedies.LOG_TRUNCATED,
+        reactions.LOG_TRUNCATED,
     ),
     (
         frozenset(
@@ -84,13 +67,11 @@ _TABLE: tuple[tuple[frozenset[int], type[RiskstreamError], str], ...] = (
                 KafkaError._ASSIGNMENT_LOST,
             }
         ),
-        PartitionLostError,
-        "the group has given the partitions to somebody else",
+        reactions.PARTITION_LOST,
     ),
     (
         frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_TIMESTAMP}),
-        FatalError,
-        "the topic refuses this record; check its max.message.bytes and message.timestamp.* settings",
+        reactions.RECORD_REFUSED,
     ),
     (
         frozenset(
@@ -104,33 +85,32 @@ _TABLE: tuple[tuple[frozenset[int], type[RiskstreamError], str], ...] = (
                 KafkaError._SSL,
             }
         ),
-        ConfigError,
-        "the broker or the client refuses a setting",
+        reactions.SETTING_REFUSED,
     ),
     (
         frozenset({KafkaError.UNSUPPORTED_VERSION, KafkaError._UNSUPPORTED_FEATURE}),
-        FatalError,
-        "riskstream needs Kafka 2.5 or newer",
+        reactions.TOO_OLD,
     ),
 )
 
 
-def translated(error: KafkaError, doing: str, *, otherwise: type[RiskstreamError] = UnavailableError) -> Exception:
+def translated(
+    error: KafkaError, doing: str, *, otherwise: type[RiskstreamError] = UnavailableError
+) -> RiskstreamError:
     """The engine's exception for a vendor's one; `otherwise` where no rule fits."""
     # A fatal error of the consumer carries its cause in words only.
     code = KafkaError.FENCED_INSTANCE_ID if "group.instance.id" in str(error.str()) else error.code()
     if code in _TLS and (problem := tls_problem(Exception(error.str()), KAFKA_TLS)) is not None:
-        return CertificateError(f"{doing}: {problem}: {remedies.CERTIFICATE}")
-    for codes, result, remedy in _TABLE:
+        return reactions.CERTIFICATE.error(f"{doing}: {problem}: {reactions.CERTIFICATE.remedy}")
+    for codes, reaction in _TABLE:
         if code in codes:
-            return result(f"{doing}: {error.name()} {error.str()}: {remedy}")
+            return reaction.error(f"{doing}: {error.name()} {error.str()}: {reaction.remedy}")
     return otherwise(f"{doing}: {error.name()} {error.str()}")
 
 
-def in_transaction(error: KafkaError, doing: str) -> Exception:
+def in_transaction(error: KafkaError, doing: str) -> RiskstreamError:
     """As `translated`, for a failure inside a transaction: what is not fatal aborts the turn."""
-    result = translated(error, doing, otherwise=TurnAborted)
-    return TurnAborted(str(result)) if isinstance(result, UnavailableError) else result
+    return aborting(translated(error, doing, otherwise=TurnAborted))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from stream.kafka.kafka_python.connection import KnownTopics
 from stream.kafka.kafka_python.consumer import KafkaPythonConsumer, KafkaPythonReader
 from stream.kafka.kafka_python.producer import KafkaPythonPlainProducer, KafkaPythonProducer
 from stream.kafka.kafka_python.vendor_log import quieten_vendor_log
+from stream.kafka.port import Consumer, PlainProducer, Producer, Reader
 
 
 class KafkaPythonClient:
@@ -24,16 +25,16 @@ class KafkaPythonClient:
         self._topics = KnownTopics(self._partition_counts)
         quieten_vendor_log()
 
-    def consumer(self) -> KafkaPythonConsumer:
+    def consumer(self) -> Consumer:
         return KafkaPythonConsumer(self._settings, self._topics)
 
-    def producer(self, transactional_id: str) -> KafkaPythonProducer:
+    def producer(self, transactional_id: str) -> Producer:
         return KafkaPythonProducer(self._settings, self._topics, transactional_id)
 
-    def plain_producer(self) -> KafkaPythonPlainProducer:
+    def plain_producer(self) -> PlainProducer:
         return KafkaPythonPlainProducer(self._settings, self._topics)
 
-    def reader(self) -> KafkaPythonReader:
+    def reader(self) -> Reader:
         return KafkaPythonReader(self._settings, self._topics)
 
     def admin(self) -> KafkaPythonAdmin:

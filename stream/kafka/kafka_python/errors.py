@@ -7,21 +7,9 @@ from contextlib import contextmanager
 
 import kafka.errors as vendor
 
-from stream.errors import (
-    CertificateError,
-    ConfigError,
-    CredentialsError,
-    FatalError,
-    FencedError,
-    LogTruncatedError,
-    NotAuthorisedError,
-    PartitionLostError,
-    RiskstreamError,
-    TopicError,
-    TurnAborted,
-    UnavailableError,
-)
-from stream.kafka import remedies
+from stream.errors import RiskstreamError, TurnAborted, UnavailableError
+from stream.kafka import reactions
+from stream.kafka.reactions import Reaction, aborting
 
 
 class TlsRefused(vendor.KafkaError):  # type: ignore[misc]  # the vendor has no types
@@ -29,32 +17,19 @@ class TlsRefused(vendor.KafkaError):  # type: ignore[misc]  # the vendor has no 
 
 
 # The first row that fits decides: a class comes before its bases.
-_TABLE: tuple[tuple[tuple[type[Exception], ...], type[RiskstreamError], str], ...] = (
-    (
-        (vendor.ProducerFencedError, vendor.InvalidProducerEpochError, vendor.FencedInstanceIdError),
-        FencedError,
-        "another worker runs with the same kafka.worker_id, or has fenced this one",
-    ),
-    ((TlsRefused,), CertificateError, remedies.CERTIFICATE),
-    (
-        (vendor.SaslAuthenticationFailedError, vendor.UnsupportedSaslMechanismError),
-        CredentialsError,
-        remedies.CREDENTIALS,
-    ),
-    ((vendor.TopicAuthorizationFailedError,), NotAuthorisedError, remedies.TOPIC_RIGHT),
-    ((vendor.GroupAuthorizationFailedError,), NotAuthorisedError, remedies.GROUP_RIGHT),
-    ((vendor.TransactionalIdAuthorizationFailedError,), NotAuthorisedError, remedies.TRANSACTIONAL_RIGHT),
-    ((vendor.AuthorizationError,), NotAuthorisedError, remedies.OTHER_RIGHT),
+_TABLE: tuple[tuple[tuple[type[Exception], ...], Reaction], ...] = (
+    ((vendor.ProducerFencedError, vendor.InvalidProducerEpochError, vendor.FencedInstanceIdError), reactions.FENCED),
+    ((TlsRefused,), reactions.CERTIFICATE),
+    ((vendor.SaslAuthenticationFailedError, vendor.UnsupportedSaslMechanismError), reactions.CREDENTIALS),
+    ((vendor.TopicAuthorizationFailedError,), reactions.TOPIC_RIGHT),
+    ((vendor.GroupAuthorizationFailedError,), reactions.GROUP_RIGHT),
+    ((vendor.TransactionalIdAuthorizationFailedError,), reactions.TRANSACTIONAL_RIGHT),
+    ((vendor.AuthorizationError,), reactions.OTHER_RIGHT),
     (
         (vendor.UnknownTopicOrPartitionError, vendor.InvalidTopicError, vendor.UnknownTopicIdError),
-        TopicError,
-        "create the topic: riskstream topics create",
+        reactions.NO_TOPIC,
     ),
-    (
-        (vendor.OffsetOutOfRangeError, vendor.LogTruncationError),
-        LogTruncatedError,
-        remedies.LOG_TRUNCATED,
-    ),
+    ((vendor.OffsetOutOfRangeError, vendor.LogTruncationError), reactions.LOG_TRUNCATED),
     (
         (
             vendor.CommitFailedError,
@@ -62,13 +37,11 @@ _TABLE: tuple[tuple[tuple[type[Exception], ...], type[RiskstreamError], str], ..
             vendor.UnknownMemberIdError,
             vendor.RebalanceInProgressError,
         ),
-        PartitionLostError,
-        "the group has given the partitions to somebody else",
+        reactions.PARTITION_LOST,
     ),
     (
         (vendor.MessageSizeTooLargeError, vendor.RecordListTooLargeError, vendor.InvalidTimestampError),
-        FatalError,
-        "the topic refuses this record; check its max.message.bytes and message.timestamp.* settings",
+        reactions.RECORD_REFUSED,
     ),
     (
         (
@@ -81,26 +54,24 @@ _TABLE: tuple[tuple[tuple[type[Exception], ...], type[RiskstreamError], str], ..
             vendor.InvalidGroupIdError,
             vendor.PolicyViolationError,
         ),
-        ConfigError,
-        "the broker or the client refuses a setting",
+        reactions.SETTING_REFUSED,
     ),
-    ((vendor.UnsupportedVersionError,), FatalError, "riskstream needs Kafka 2.5 or newer"),
-    ((vendor.RetriableError,), UnavailableError, "Kafka does not answer"),
+    ((vendor.UnsupportedVersionError,), reactions.TOO_OLD),
+    ((vendor.RetriableError,), reactions.AWAY),
 )
 
 
 def translated(error: Exception, doing: str, *, otherwise: type[RiskstreamError] = UnavailableError) -> RiskstreamError:
     """The engine's exception for a vendor's one; `otherwise` where no rule fits."""
-    for kinds, result, remedy in _TABLE:
+    for kinds, reaction in _TABLE:
         if isinstance(error, kinds):
-            return result(f"{doing}: {_named(error)}: {remedy}")
+            return reaction.error(f"{doing}: {_named(error)}: {reaction.remedy}")
     return otherwise(f"{doing}: {_named(error)}")
 
 
 def in_transaction(error: Exception, doing: str) -> RiskstreamError:
     """As `translated`, for a failure inside a transaction: what is not fatal aborts the turn."""
-    result = translated(error, doing, otherwise=TurnAborted)
-    return TurnAborted(str(result)) if isinstance(result, UnavailableError) else result
+    return aborting(translated(error, doing, otherwise=TurnAborted))
 
 
 @contextmanager

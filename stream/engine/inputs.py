@@ -36,7 +36,8 @@ class Share:
 def take(partitions: Iterable[Partition], caught_up: frozenset[int], max_events: int) -> list[Share]:
     """The next turn: at most `max_events` transactions and as many labels. Removes them from the queues.
 
-    Transactions behind a label that is due and does not fit wait with it.
+    Transactions behind a label that is due and does not fit wait with it. Every partition gets an equal part
+    before one gets more: a long queue of one, as after a takeover, makes nobody else wait.
 
     `caught_up`: numbers of the partitions of which everything published so far has been polled.
     """
@@ -47,13 +48,15 @@ def take(partitions: Iterable[Partition], caught_up: frozenset[int], max_events:
         while labels_left and _is_label_due(partition, caught_up):
             share.labels.append(partition.waiting_labels.popleft())
             labels_left -= 1
-        if not _is_label_due(partition, caught_up):
-            while partition.waiting_records and records_left:
-                share.records.append(partition.waiting_records.popleft())
-                records_left -= 1
-        if share.labels or share.records:
-            shares.append(share)
-    return shares
+        shares.append(share)
+    open_shares = [s for s in shares if s.partition.waiting_records and not _is_label_due(s.partition, caught_up)]
+    for most in (max(1, max_events // max(1, len(open_shares))), max_events):
+        for share in open_shares:
+            waiting = share.partition.waiting_records
+            taken = min(len(waiting), records_left, most - len(share.records))
+            share.records += [waiting.popleft() for _ in range(taken)]
+            records_left -= taken
+    return [share for share in shares if share.labels or share.records]
 
 
 def _is_label_due(partition: Partition, caught_up: frozenset[int]) -> bool:

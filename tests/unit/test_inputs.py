@@ -68,8 +68,19 @@ def test_without_transactions_labels_are_due_when_all_published_ones_have_been_p
 
 def test_no_more_than_asked_for() -> None:
     partitions = [waiting(0, [1] * 7), waiting(1, [1] * 7), waiting(2, [1] * 7)]
-    assert taken(take(partitions, NOBODY, 10)) == [(0, [], [0, 1, 2, 3, 4, 5, 6]), (1, [], [0, 1, 2])]
-    assert [len(partition.waiting_records) for partition in partitions] == [0, 4, 7]
+    assert taken(take(partitions, NOBODY, 10)) == [(0, [], [0, 1, 2, 3]), (1, [], [0, 1, 2]), (2, [], [0, 1, 2])]
+    assert [len(partition.waiting_records) for partition in partitions] == [3, 4, 4]
+
+
+def test_a_long_queue_takes_what_the_others_leave() -> None:
+    partitions = [waiting(0, [1] * 40), waiting(1, [1] * 2), waiting(2, [1] * 4)]
+    assert [len(share.records) for share in take(partitions, NOBODY, 12)] == [6, 2, 4]
+    assert [len(share.records) for share in take(partitions, NOBODY, 12)] == [12]
+
+
+def test_with_more_partitions_than_places_the_first_get_one_each() -> None:
+    partitions = [waiting(number, [1] * 3) for number in range(4)]
+    assert taken(take(partitions, NOBODY, 2)) == [(0, [], [0]), (1, [], [0])]
 
 
 def test_labels_are_bounded_over_all_partitions_together() -> None:
@@ -86,11 +97,8 @@ def test_transactions_wait_behind_labels_that_are_due_and_do_not_fit() -> None:
 
 
 def test_who_stands_last_is_not_starved_of_labels() -> None:
-    """The first takes all the transactions of the turn; the labels of the second are due all the same."""
-    assert taken(take([waiting(0, [10] * 4), waiting(1, [10], [5])], NOBODY, 4)) == [
-        (0, [], [0, 1, 2, 3]),
-        (1, [0], []),
-    ]
+    """The first takes the only place of the turn; the labels of the second are due all the same."""
+    assert taken(take([waiting(0, [10] * 4), waiting(1, [10], [5])], NOBODY, 1)) == [(0, [], [0]), (1, [0], [])]
 
 
 def test_a_share_knows_where_it_ends() -> None:

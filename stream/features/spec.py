@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from pydantic import BaseModel
@@ -128,12 +129,12 @@ class Domain:
     reasons: tuple[ReasonTemplate, ...] = field(default=())
     alert_rate: float = 0.005
 
-    @property
+    @cached_property
     def step_columns(self) -> tuple[Column, ...]:
         """The F columns of a step vector, in order."""
         return _columns(self.step)
 
-    @property
+    @cached_property
     def aggregate_columns(self) -> tuple[Column, ...]:
         """The D columns of the aggregates, in order."""
         return _columns(self.aggregates)
@@ -144,7 +145,7 @@ class Domain:
         names = [f.name for f in dataclasses.fields(self) if f.name not in left_out]
         return {"layout": 2} | {name: _plain(getattr(self, name)) for name in names}
 
-    @property
+    @cached_property
     def spec_id(self) -> str:
         """Sixteen hexadecimal digits of the SHA-256 of the canonical JSON."""
         text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))

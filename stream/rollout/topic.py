@@ -41,6 +41,8 @@ class ModelsTopic:
     def __init__(self, client: KafkaClient, topic: str) -> None:
         self._reader = client.reader()
         self._partition = TopicPartition(topic, 0)
+        self._next = 0
+        """The first offset that nobody was told of."""
         self._assigned = False
 
     def exists(self, admin: Admin) -> bool:
@@ -52,13 +54,15 @@ class ModelsTopic:
         A text stands for a record that is no deployment: what is wrong with it. Blocks. UnavailableError, TopicError.
         """
         if not self._assigned:
-            self._reader.assign({self._partition: self._reader.first_offset(self._partition)})
-            self._assigned = True
+            self._next = max(self._next, self._reader.first_offset(self._partition))
+            self._reader.assign({self._partition: self._next})
         end = self._reader.end_offset(self._partition)
         records: list[Record] = []
+        self._assigned = False  # a poll that fails must not swallow what the polls before it brought
         while self._reader.position(self._partition) < end:
             for batch in self._reader.poll(1_000, _POLL_MS).values():
                 records.extend(batch)
+        self._next, self._assigned = self._reader.position(self._partition), True
         return [parse(record.value) for record in records]
 
     def close(self) -> None:

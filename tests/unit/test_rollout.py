@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from stream.config import load_settings
-from stream.errors import BundleRefused, ConfigError, TopicError
+from stream.errors import BundleRefused, ConfigError, TopicError, UnavailableError
 from stream.kafka.memory import MemoryBroker, MemoryKafka
 from stream.kafka.port import TopicPartition
 from stream.metrics import Metrics
@@ -224,6 +226,29 @@ def test_the_topic_is_made_once_and_must_be_compacted(client: MemoryKafka) -> No
         topic.create(MemoryKafka(broker, SETTINGS.kafka).admin(), SETTINGS)
     with pytest.raises(TopicError, match="topics create"):
         topic.create(MemoryKafka(MemoryBroker(), SETTINGS.kafka).admin(), SETTINGS)
+
+
+def test_what_was_read_before_a_poll_failed_is_read_again(client: MemoryKafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic.create(client.admin(), SETTINGS)
+    reader = client.reader()
+    monkeypatch.setattr(client, "reader", lambda: reader)
+    announcements = ModelsTopic(client, SETTINGS.topics.models)
+    assert announcements.read() == []
+    gone = [Deployment(role="challenger-1", bundle=None, from_ms=0, deployed_ms=number) for number in range(3)]
+    for one in gone:
+        topic.publish(client, SETTINGS, one)
+    poll, calls = reader.poll, itertools.count()
+
+    def away_at_the_second(most: int, wait_ms: int) -> Any:
+        if next(calls) == 1:
+            raise UnavailableError("the broker is away")
+        return poll(1, wait_ms)
+
+    monkeypatch.setattr(reader, "poll", away_at_the_second)
+    with pytest.raises(UnavailableError):
+        announcements.read()
+    assert announcements.read() == gone
+    assert announcements.read() == []
 
 
 def test_what_is_announced_is_taken_at_its_moment(client: MemoryKafka, tmp_path: Path) -> None:

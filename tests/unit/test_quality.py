@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stream.kafka.port import TopicPartition
 from stream.quality import checkpoint
 from stream.quality.book import CELL_MS, Book, LabelColumns, ScoreColumns
-from stream.quality.delay import BINS, BINS_PER_MATURITY, LabelDelay
+from stream.quality.delay import BINS, BINS_PER_MATURITY, LEAST, LabelDelay
 from stream.quality.figures import LEAST_DRIFT_EVENTS, Figures, Quality, figures, psi
 from stream.scoring.reference import Distribution, Reference
 from tests.unit.naive_quality import Score, Verdict, naive_counts, naive_delay_distribution
@@ -289,6 +289,47 @@ def test_what_leaves_the_horizon_is_forgotten() -> None:
     assert book.outcomes["labels", "too_old"] == 1
     assert len(book.cells) == 1
     assert len(book.delay.state()[0]) == 0
+
+
+@pytest.mark.parametrize("shift_ms", [-400 * DAY_MS, 0, 40_000 * DAY_MS], ids=["long past", "now", "far future"])
+def test_labels_of_events_that_nobody_scored_take_bounded_room_and_change_no_figure(
+    shift_ms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.quality.book._MOST_WAITING", 2_000)
+    book = new_book()
+    planted(book, mean_delay_ms=(0.2 * MATURITY_MS,) * 2)
+    before, known = close(shown(figures(book, ("7d",)))), book.outcomes.total()
+    random, count = np.random.default_rng(1), 20_000
+    foreign = LabelColumns(
+        identity=random.integers(1, 2**63, count).astype(np.uint64),
+        time_ms=book.clock_ms + shift_ms - random.integers(0, 3 * DAY_MS, count),
+        known_ms=random.integers(-(2**60), 2**60, count),  # before the event, or after ages
+        fraud=random.random(count) < 0.5,
+    )
+    for start in range(0, count, 1_000):
+        book.add_labels(foreign.take(np.arange(start, start + 1_000)))
+    assert shown(figures(book, ("7d",))) == before
+    assert len(book.waiting_labels) <= 2_000
+    assert book.outcomes.total() - known + len(book.waiting_labels) == count, "each is counted or waits"
+    assert book.outcomes["labels", "too_old"] == (count if shift_ms < 0 else 0)
+
+
+@pytest.mark.parametrize("known_ms", [-(2**60), START_MS, 2**60], ids=["before the event", "at once", "after ages"])
+def test_a_verdict_that_flips_without_end_ends_as_its_last(known_ms: int) -> None:
+    book = new_book()
+    book.add_scores(score_columns([Score(n + 1, START_MS, 100, 0.9, 2, "m@1") for n in range(50)]))
+    flips = [Verdict(7, START_MS, known_ms, bool(turn % 2)) for turn in range(2_001)]
+    for batch in (flips[:1_000], flips[1_000:]):
+        book.add_labels(label_columns(batch))
+    book.add_scores(score_columns([Score(99, START_MS + MATURITY_MS + DAY_MS, 100, 0.9, 0, "m@1")]))
+    counts = figures(book, ("7d",)).quality["m@1", "7d"].counts
+    assert (counts["labelled_fraud"], counts["labelled_genuine"], counts["fraud"]) == (0, 1, 0)
+    assert book.outcomes["labels", "revised"] == 2_000
+    book.add_labels(label_columns([flips[1]]))
+    found = figures(book, ("7d",)).quality["m@1", "7d"]
+    assert found.counts["labelled_fraud"] == 1
+    assert 1 <= found.counts["fraud"] <= 1 / LEAST, "one fraud, as many as its delay suggests at most"
+    assert found.amounts["caught"] <= 100 / LEAST
 
 
 def test_models_without_end_are_one() -> None:

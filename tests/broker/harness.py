@@ -246,7 +246,7 @@ class Deployment:
     ) -> None:
         """`settings`: dotted names with `__` for the dot, on top of the tests' own."""
         topics = {f"topics.{field}": f"{name}.{field}" for field in ("transactions", "labels", "scores", "alerts")}
-        topics["topics.dead_letters"] = f"{name}.dlq"
+        topics |= {"topics.dead_letters": f"{name}.dlq", "topics.models": f"{name}.models"}
         self._overrides: dict[str, object] = {
             **_SETTINGS,
             **topics,
@@ -324,6 +324,15 @@ class Deployment:
                 timestamp_ms=timestamp_ms,
             )
         self._producer.flush()
+
+    def publish_at(self, messages: Iterable[tuple[int, Message]]) -> int:
+        """Publishes transactions with Kafka timestamps of their own (ms), as they come; returns how many."""
+        count = 0
+        for timestamp_ms, message in messages:
+            self._producer.produce(self.topics.transactions, message.value, key=message.key, timestamp_ms=timestamp_ms)
+            count += 1
+        self._producer.flush()
+        return count
 
     def publish_labels(self, events: Iterable[Mapping[str, Any]]) -> None:
         self.publish(messages_of(label_of(event) for event in events), self.topics.labels)

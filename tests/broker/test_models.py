@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from stream.rollout import library, topic
-from stream.rollout.records import Deployment, Place, place_of
-from stream.scoring.bundle import MANIFEST_FILE, MODEL_FILE, read_manifest, seal
+from stream.rollout.records import Deployment
+from stream.scoring.bundle import MANIFEST_FILE, MODEL_FILE, seal
 from stream.scoring.lineup import CHAMPION
 from tests.broker.conftest import Deploy
-from tests.broker.harness import START_MS, Output, WorkerProcess, messages_of, moment_text, payments, until
 from tests.broker.harness import Deployment as Corner
+from tests.broker.harness import Output, messages_of, payments, until
+from tests.broker.rollouts import LOADING_MS, changes, rollout, shelve, version_of, wait
 from tests.unit.scripted_nets import Spoilt
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
 SWAPS = 100
-STEP_MS = 10_000
-
-
-def version_of(bundle: Path, target: Path, version: str) -> Path:
-    """The same net under another version: a bundle of its own, sealed anew."""
-    shutil.copytree(bundle, target)
-    fields = json.loads((target / MANIFEST_FILE).read_bytes())
-    (target / MANIFEST_FILE).write_bytes(seal({**fields, "version": version}))
-    return target
+LATE_WORKER = Path(__file__).with_name("late_worker.py")
 
 
 def spoil(bundle: Path, amount: float) -> None:
@@ -45,87 +35,40 @@ def spoil(bundle: Path, amount: float) -> None:
     (bundle / MANIFEST_FILE).write_bytes(seal(fields))
 
 
-def shelve(shelves: Path, bundle: Path, version: str) -> Place:
-    """A further version in the library."""
-    shelves.mkdir(exist_ok=True)
-    folder = version_of(bundle, shelves.parent / f"made-{version}", version)
-    place = place_of(read_manifest((folder / MANIFEST_FILE).read_bytes()))
-    library.add(shelves, folder, place)
-    shutil.rmtree(folder)
-    return place
-
-
-def by_moment(count: int, first_ms: int, step_ms: int, seed: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Payments whose time, and Kafka timestamp, goes on by `step_ms`."""
-    for number, event in enumerate(payments(count, seed=seed, accounts=60)):
-        moment = first_ms + number * step_ms
-        yield moment, event | {"timestamp": moment_text(moment)}
-
-
-def publish_at(corner: Corner, events: Iterator[tuple[int, dict[str, Any]]]) -> int:
-    """Publishes events with their Kafka timestamps; returns how many."""
-    count = 0
-    for moment, event in events:
-        corner._producer.produce(
-            corner.topics.transactions,
-            json.dumps(event).encode(),
-            key=event["account_id"].encode(),
-            timestamp_ms=moment,
-        )
-        count += 1
-    corner._producer.flush()
-    return count
-
-
-def versions_by_timestamp(corner: Corner, scores: list[Output]) -> list[tuple[int, str]]:
-    """(Kafka timestamp of the event, version that scored it), in the log's order per partition."""
+def models_by_timestamp(corner: Corner, scores: list[Output]) -> list[tuple[int, str]]:
+    """(Kafka timestamp of the event, model that scored it)."""
     moments = {(r.topic, r.partition, r.offset): r.timestamp for r in corner.read(corner.topics.transactions)}
-    return [(moments[output.origin], output.content["model"].rpartition("@")[2]) for output in scores]
-
-
-def changes(worker: WorkerProcess, role: str = CHAMPION) -> float:
-    return worker.metric("riskstream_model_changes_total", role=role)
+    return [(moments[output.origin], output.content["model"]) for output in scores]
 
 
 def test_a_hundred_models_each_from_its_stated_moment_on(deploy: Deploy, bundle: Path, tmp_path: Path) -> None:
-    """All workers change at the same events; what was announced under load is verified under load."""
-    shelves = tmp_path / "library"
-    places = [shelve(shelves, bundle, f"v{number:03d}") for number in range(1, SWAPS + 1)]
-    corner = deploy(
-        partitions=4,
-        scoring__bundle=bundle,
-        scoring__library=shelves,
-        scoring__watch_interval_ms=100,
-        scoring__max_batch_ms=5_000,
-        batch__max_events=64,
-    )
-    topic.create(corner.admin, corner.settings)
-    workers = [corner.worker("w0"), corner.worker("w1")]
-    corner.started(*workers)
-    first_ms = START_MS + 3_600_000
-    for number, place in enumerate(places):
-        moment = first_ms + number * STEP_MS
-        deployed = Deployment(role=CHAMPION, bundle=place, from_ms=moment, deployed_ms=START_MS)
-        topic.publish(corner.client, corner.settings, deployed)
-    # Traffic from before the first moment, while a hundred bundles are verified.
-    published = publish_at(corner, by_moment(1_500, START_MS, 1_000, seed=1))
-    until(lambda: all(changes(worker) == SWAPS for worker in workers), "every worker has them all", timeout_s=240)
-    for part in range(10):
-        start_ms = first_ms - 5_000 + part * (SWAPS // 10) * STEP_MS
-        published += publish_at(corner, by_moment(400, start_ms, (SWAPS // 10) * STEP_MS // 400, seed=2 + part))
-    corner.wait_done()
-    scores = corner.check_exactly_once()
-    assert len(scores) == published
-    assert all(output.content["flags"] == [] or "rules_only" not in output.content["flags"] for output in scores)
-    found = versions_by_timestamp(corner, scores)
-    for moment, version in found:
-        number = (moment - first_ms) // STEP_MS
-        assert version == ("7" if number < 0 else f"v{min(number, SWAPS - 1) + 1:03d}"), (moment, version)
-    assert len({version for _, version in found}) > SWAPS * 0.9
-    for worker in workers:
+    """All workers change at the same events, and none waits for it: not while models load, nor when they change."""
+    made = rollout(deploy, bundle, tmp_path, swaps=SWAPS)
+    made.run()
+    scores = made.corner.check_exactly_once()
+    assert len(scores) == made.published
+    assert all("rules_only" not in output.content["flags"] for output in scores)
+    found = models_by_timestamp(made.corner, scores)
+    assert [pair for pair in found if pair[1] != made.expected_model(pair[0], before="tiny@7")] == []
+    assert len({model for _, model in found}) == SWAPS + 1
+    for worker in made.workers:
         assert worker.metric("riskstream_identity_gap_events") == 0
         assert worker.metric("riskstream_model_refusals_total") == 0
         assert worker.metric("riskstream_model_info", role=CHAMPION, version="v100") == 1
+    for others in (made.loading, made.swapping):
+        waited = wait(made.quiet, others, scores)
+        assert not waited.is_late, waited
+
+
+@pytest.mark.parametrize("mistake", ["score", "take"])
+def test_a_bundle_that_the_engines_thread_loads_makes_events_late(
+    deploy: Deploy, bundle: Path, tmp_path: Path, mistake: str
+) -> None:
+    made = rollout(deploy, bundle, tmp_path, swaps=20, program=(LATE_WORKER, mistake, str(LOADING_MS)))
+    made.run()
+    scores = made.corner.check_exactly_once()
+    waited = wait(made.quiet, made.swapping if mistake == "score" else made.loading, scores)
+    assert waited.is_late, waited
 
 
 def test_a_link_that_moves_under_load_and_bundles_that_are_refused(

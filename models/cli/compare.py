@@ -34,7 +34,7 @@ def compare(
     file: Annotated[Path | None, typer.Option("--history", metavar="FILE", help="History: CSV or Parquet.")] = None,
     mapping: Annotated[Path | None, typer.Option(metavar="M", help="Which column of FILE is what.")] = None,
     simulated: SimulatedOption = None,
-    accounts: AccountsOption = 2_000,
+    accounts: AccountsOption = 500,
     fraud_rate: FraudRateOption = 0.01,
     start: StartOption = None,
     label_delay: DelayOption = None,

@@ -46,7 +46,7 @@ def evaluate(
     file: FileArgument = None,
     mapping: MappingOption = None,
     simulated: SimulatedOption = None,
-    accounts: AccountsOption = 2_000,
+    accounts: AccountsOption = 500,
     fraud_rate: FraudRateOption = 0.01,
     start: StartOption = None,
     folds: Annotated[int, typer.Option(min=1, help="How many; the last ends with the history.")] = 4,

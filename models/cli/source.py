@@ -23,7 +23,9 @@ MappingOption = Annotated[
 SimulatedOption = Annotated[
     int | None, typer.Option(metavar="EVENTS", help="Instead of FILE: so many simulated payments.")
 ]
-AccountsOption = Annotated[int, typer.Option(help="Accounts of the simulated history.")]
+AccountsOption = Annotated[
+    int, typer.Option(help="Accounts of the simulated history; each pays about three times a day.")
+]
 FraudRateOption = Annotated[float, typer.Option(help="Fraud rate of the simulated history.")]
 StartOption = Annotated[str | None, typer.Option(metavar="TIME", help="Start of the simulated history.")]
 DelayOption = Annotated[
@@ -47,7 +49,7 @@ class Source:
     file: Path | None
     mapping: Path | None
     simulated: int | None = None
-    accounts: int = 2_000
+    accounts: int = 500
     fraud_rate: float = 0.01
     seed: int = 0
     start: str | None = None

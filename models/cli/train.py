@@ -38,7 +38,7 @@ def train(
     file: FileArgument = None,
     mapping: MappingOption = None,
     simulated: SimulatedOption = None,
-    accounts: AccountsOption = 2_000,
+    accounts: AccountsOption = 500,
     fraud_rate: FraudRateOption = 0.01,
     start: StartOption = None,
     until: Annotated[

@@ -173,6 +173,9 @@ def test_the_program_reads_these_settings(render: Render, tmp_path: Path, file: 
     values = values_of(file)
     assert settings.kafka.bootstrap_servers == values["kafka"]["bootstrapServers"]
     assert settings.kafka.worker_id == "given"
+    measured = values.get("quality", {}).get("enabled", True)
+    asked = values.get("settings", {}).get("records", {}).get("features", "sample" if measured else "none")
+    assert settings.records.features == asked, "the drift of features is measured on a sample"
     assert (settings.http.host, settings.http.port) == ("0.0.0.0", container["ports"][0]["containerPort"])
     assert wrong_in(container["args"]) is None
     places = [mount["mountPath"] for mount in container["volumeMounts"]]

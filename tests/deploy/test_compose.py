@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from stream.config import ENV_PREFIX, HttpSettings, Settings, load_settings
 from stream.errors import ConfigError
 from stream.health import HealthServer, Status
+from stream.simulate.simulation import LABEL_MATURITY_DAYS, Simulation
 from stream.stack import RedisServer
 from stream.state.redis import RedisStore
 from tests.deploy import compose
@@ -137,6 +138,18 @@ def test_workers_have_ids_of_their_own_and_the_models_bundle() -> None:
         assert settings.http.port == 9100
     partitions = SERVICES["topics"]["command"][-1]
     assert f"--partitions {partitions} " in SERVICES["model"]["command"][0]
+
+
+def test_the_models_history_is_long_enough_to_learn_from() -> None:
+    """In simulated time, of the very population: training, a gap of a label's delay, validation, the delay again."""
+    words = compose.command_words(SERVICES["model"])
+    asked = dict(zip(words[1::2], words[2::2], strict=True))
+    assert history_days(int(asked["--simulated"]), int(asked["--accounts"])) > 4 * LABEL_MATURITY_DAYS
+    assert history_days(60_000, 2_000) < 2 * LABEL_MATURITY_DAYS, "a population so large has too short a history"
+
+
+def history_days(events: int, accounts: int) -> float:
+    return events / Simulation(accounts=accounts).events_per_day
 
 
 def test_the_model_is_trained_only_once(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
 {{- $settings := dict "kafka" $kafka "http" $http "log" (dict "format" "json") -}}
 {{- if $scoring -}}{{- $_ := set $settings "scoring" $scoring -}}{{- end -}}
+{{- if .Values.quality.enabled -}}{{- $_ := set $settings "records" (dict "features" "sample") -}}{{- end -}}
 {{ toYaml (mergeOverwrite $settings (deepCopy .Values.settings)) }}
 {{- end }}
 

@@ -13,19 +13,15 @@ import argparse
 import json
 import random
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
-from confluent_kafka import Producer
 
-from bench.job import Job
-from bench.processes import Deployment, WorkerProcess, deployed, wait_ready
-from bench.takeover import GivenJob
+from bench.long import on_servers, parser, say
+from bench.processes import Deployment, WorkerProcess, resident_mib, wait_ready
 from stream.events.moments import moment_text
 
 ACCOUNTS, MERCHANTS, DEVICES = 60_000, 2_000, 40_000
@@ -85,25 +81,15 @@ class Source:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.flat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=1_500.0, help="how long; default 25 minutes")
-    parser.add_argument("--hours", type=float, default=8.0, help="event time that passes meanwhile")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--bundle", type=Path, help="default: the benchmarks' own, trained once")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="riskstream-flat-") as folder:
-        job: Job = GivenJob(Path(folder), options.bundle)
-        settings = {
-            "state__arena_accounts": ARENA,
-            "state__arena_entities": ARENA,
-            "scoring__max_batch_ms": 5_000,
-        }
-        with deployed(job, "flat", **settings) as deployment, deployment.worker() as worker:
-            wait_ready(worker)
-            samples = run(deployment, worker, options)
-            worker.finish()
+    made = parser("flat", __doc__)
+    made.add_argument("--seconds", type=float, default=1_500.0, help="how long; default 25 minutes")
+    made.add_argument("--hours", type=float, default=8.0, help="event time that passes meanwhile")
+    options = made.parse_args(arguments)
+    settings = {"state__arena_accounts": ARENA, "state__arena_entities": ARENA}
+    with on_servers("flat", options.bundle, **settings) as deployment, deployment.worker() as worker:
+        wait_ready(worker)
+        samples = run(deployment, worker, options)
+        worker.finish()
     print(json.dumps(figures(samples, options)))
     return 0
 
@@ -111,18 +97,11 @@ def main(arguments: list[str] | None = None) -> int:
 def run(deployment: Deployment, worker: WorkerProcess, options: argparse.Namespace) -> list[tuple[float, float, float]]:
     """(seconds, events done, resident MiB) every ten seconds."""
     source = Source(options.hours, options.seconds, random.Random(options.seed))
-    producer = Producer(
-        {
-            "bootstrap.servers": deployment.kafka.bootstrap,
-            "partitioner": "murmur2_random",
-            "linger.ms": 5,
-            "log_level": 0,
-        }
-    )
+    producer = deployment.producer()
     started, sent, done = time.monotonic(), 0, 0.0
     samples: list[tuple[float, float, float]] = []
     told = -_TOLD_S
-    print(f"{'minutes':>8}{'event hours':>13}{'events':>12}{'events/s':>10}{'RSS MiB':>9}", file=sys.stderr)
+    say(f"{'minutes':>8}{'event hours':>13}{'events':>12}{'events/s':>10}{'RSS MiB':>9}")
     while (gone := time.monotonic() - started) < options.seconds:
         done = worker.events(worker.metrics()) or done
         while sent - done < _IN_FLIGHT:
@@ -135,18 +114,10 @@ def run(deployment: Deployment, worker: WorkerProcess, options: argparse.Namespa
         if gone - told >= _TOLD_S:
             told, hours = gone, gone / options.seconds * options.hours
             line = f"{gone / 60:>8.1f}{hours:>13.2f}{done:>12,.0f}{done / max(gone, 1):>10,.0f}{samples[-1][2]:>9.1f}"
-            print(line, file=sys.stderr, flush=True)
+            say(line)
         time.sleep(0.1)
     producer.flush()
     return samples
-
-
-def resident_mib(pid: int) -> float:
-    """VmRSS of a process."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise SystemExit("the worker has no memory")
 
 
 def figures(samples: list[tuple[float, float, float]], options: argparse.Namespace) -> dict[str, Any]:

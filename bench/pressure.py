@@ -9,23 +9,17 @@ seconds, and JSON as the last line.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Producer
-
-from bench.flat import resident_mib
 from bench.job import COMMAND, surroundings
-from bench.processes import PATIENCE_S, Deployment, WorkerProcess, deployed, wait_ready
-from bench.takeover import GivenJob, events
+from bench.long import on_servers, parser, payments, say
+from bench.processes import PATIENCE_S, Deployment, WorkerProcess, resident_mib, wait_ready
 
 ACCOUNTS = 20_000
 STEPS = ("nothing", "reasons", "challengers", "model")
@@ -47,22 +41,12 @@ class Sample:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.pressure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long the pressure lasts")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--bundle", type=Path, help="default: the benchmarks' own, trained once")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="riskstream-pressure-") as folder:
-        job = GivenJob(Path(folder), options.bundle)
-        settings = {
-            "scoring__max_batch_ms": 5_000,
-            "scoring__deadline_ms": _DEADLINE_MS,
-            "scoring__challengers": job.scoring["RISKSTREAM_SCORING__BUNDLE"],
-        }
-        with deployed(job, "pressure", **settings) as deployment:
-            print(json.dumps(measure(deployment, options.seconds, options.seed)))
+    made = parser("pressure", __doc__)
+    made.add_argument("--seconds", type=float, default=60.0, help="how long the pressure lasts")
+    options = made.parse_args(arguments)
+    with on_servers("pressure", options.bundle, scoring__deadline_ms=_DEADLINE_MS) as deployment:
+        deployment.overrides["RISKSTREAM_SCORING__CHALLENGERS"] = str(deployment.job.bundle)
+        print(json.dumps(measure(deployment, options.seconds, options.seed)))
     return 0
 
 
@@ -85,7 +69,7 @@ def measure(deployment: Deployment, seconds: float, seed: int) -> dict[str, Any]
 
 def capacity(deployment: Deployment, seed: int) -> float:
     """Events a second that a worker does of a backlog, when nothing is shed."""
-    deployment.publish(list(events(ACCOUNTS, _BACKLOG + 1, seed, int(time.time() * 1000))))
+    deployment.publish(list(payments(ACCOUNTS, _BACKLOG + 1, seed, int(time.time() * 1000))))
     with deployment.worker(scoring__deadline_ms=0) as worker:
         wait_ready(worker)
         first = deployment.until(_BACKLOG * 0.2, worker)
@@ -103,14 +87,7 @@ class Pressure:
     def __init__(self, deployment: Deployment, worker: WorkerProcess, seed: int) -> None:
         self._deployment, self._worker, self._seed = deployment, worker, seed
         self._started, self._told = time.monotonic(), -10.0
-        self._producer = Producer(
-            {
-                "bootstrap.servers": deployment.kafka.bootstrap,
-                "partitioner": "murmur2_random",
-                "linger.ms": 5,
-                "log_level": 0,
-            }
-        )
+        self._producer = deployment.producer()
         self.samples: list[Sample] = []
         self._sent = 0
         self._before = worker.events(worker.metrics())
@@ -119,7 +96,7 @@ class Pressure:
     def load(self, rate: float, seconds: float, phase: str, *, factor: float = 0.0) -> int:
         """Events at this rate, or at `factor` times what the worker does, if that is more; returns how many."""
         self._seed += 1
-        source = events(ACCOUNTS, 10**9, self._seed, int(time.time() * 1000) + 10**9)
+        source = payments(ACCOUNTS, 10**9, self._seed, int(time.time() * 1000) + 10**9)
         started, sent, due, looked = time.monotonic(), 0, 0.0, -1.0
         last = started
         while (now := time.monotonic()) < started + seconds:
@@ -218,10 +195,6 @@ def figures(
         },
         "exactly_once": audited.get("exactly_once"),
     }
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,12 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def resident_mib(pid: int) -> float:
+    """The resident memory of a process."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) / 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """Where things stand: wall clock, events done, CPU seconds by process."""
@@ -149,18 +155,22 @@ class Deployment:
         extra = {f"RISKSTREAM_{name.upper()}": str(value) for name, value in settings.items()}
         return WorkerProcess(self.environment | extra, self.folder, number)
 
-    def publish(self, messages: Sequence[tuple[bytes, bytes]], topic: str = "transactions") -> float:
-        """Publishes as fast as it can; returns the seconds of CPU that it took."""
-        started = time.process_time()
-        producer = Producer(
+    def producer(self, *, linger_ms: int = 5) -> Producer:
+        """Of the inputs, keyed as a source keys them."""
+        return Producer(
             {
                 "bootstrap.servers": self.kafka.bootstrap,
                 "partitioner": "murmur2_random",
-                "linger.ms": 20,
+                "linger.ms": linger_ms,
                 "queue.buffering.max.messages": 2_000_000,
                 "log_level": 0,
             }
         )
+
+    def publish(self, messages: Sequence[tuple[bytes, bytes]], topic: str = "transactions") -> float:
+        """Publishes as fast as it can; returns the seconds of CPU that it took."""
+        started = time.process_time()
+        producer = self.producer(linger_ms=20)
         for key, value in messages:
             producer.produce(topic, value, key)
         producer.flush()

@@ -23,7 +23,6 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -41,9 +40,10 @@ from kafka.admin import KafkaAdminClient, OffsetSpec
 from kafka.errors import RetriableError
 from kafka.structs import OffsetAndMetadata
 
-from bench.job import PARTITIONS, Job
-from bench.processes import Child, Deployment, WorkerProcess, deployed, python, wait_ready
-from stream.events.moments import moment_text, moments_ms
+from bench.job import PARTITIONS
+from bench.long import on_servers, parser, payments, say
+from bench.processes import Child, Deployment, WorkerProcess, python, wait_ready
+from stream.events.moments import moments_ms
 
 PHASES = ("detection", "fencing", "restore", "turn", "delivery", "first_score")
 BAR_S = 2.0
@@ -53,39 +53,6 @@ TRANSACTION_TIMEOUT_MS = 60_000
 _POINT = "turn:inside_commit"
 _LOADED_S = 1_800.0
 _PATIENCE_S = 180.0
-
-
-@dataclass(frozen=True)
-class GivenJob(Job):
-    """The job with a bundle that is there already."""
-
-    given: Path | None = None
-
-    @property
-    def scoring(self) -> dict[str, str]:
-        if self.given is None:
-            return super().scoring
-        return {"RISKSTREAM_SCORING__BUNDLE": str(self.given), "RISKSTREAM_LOG__FORMAT": "json"}
-
-
-def events(accounts: int, count: int, seed: int, ends_ms: int) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of `count` payments up to a time. Each account in turn while `count` does not exceed them."""
-    draw = random.Random(seed)
-    for number in range(count):
-        account = f"a{number if count == accounts else draw.randrange(accounts)}"
-        event = {
-            "event_id": f"e{seed}-{number}",
-            "account_id": account,
-            "timestamp": moment_text(ends_ms - (count - number)),
-            "amount": round(draw.lognormvariate(3, 1), 2),
-            "currency": "USD",
-            "merchant_id": f"m{draw.randrange(2_000)}",
-            "mcc": "5411",
-            "country": "US",
-            "channel": "pos",
-            "device_id": f"d{draw.randrange(5_000)}",
-        }
-        yield account.encode(), orjson.dumps(event)
 
 
 class Worker(WorkerProcess):
@@ -143,27 +110,24 @@ class Watch:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.takeover", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--accounts", type=int, default=1_000_000, help="warm accounts; default 1,000,000")
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--rate", type=float, default=200.0, help="events a second while workers die")
-    parser.add_argument("--session-timeout-ms", type=int, default=10_000, help="kafka.session_timeout_ms")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--bundle", type=Path, help="default: the benchmarks' own, trained once")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="riskstream-takeover-") as folder:
-        job = GivenJob(Path(folder), options.bundle)
-        settings = {
-            "kafka__session_timeout_ms": options.session_timeout_ms,
-            "kafka__transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
-            "state__rebuild_max_events": 10**9,
-            "scoring__max_batch_ms": 5_000,
-        }
-        with deployed(job, "takeover", **settings) as deployment:
-            print(json.dumps(measure(deployment, options)))
+    options = _options().parse_args(arguments)
+    settings = {
+        "kafka__session_timeout_ms": options.session_timeout_ms,
+        "kafka__transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
+        "state__rebuild_max_events": 10**9,
+    }
+    with on_servers("takeover", options.bundle, **settings) as deployment:
+        print(json.dumps(measure(deployment, options)))
     return 0
+
+
+def _options() -> argparse.ArgumentParser:
+    made = parser("takeover", __doc__)
+    made.add_argument("--accounts", type=int, default=1_000_000, help="warm accounts; default 1,000,000")
+    made.add_argument("--kills", type=int, default=10)
+    made.add_argument("--rate", type=float, default=200.0, help="events a second while workers die")
+    made.add_argument("--session-timeout-ms", type=int, default=10_000, help="kafka.session_timeout_ms")
+    return made
 
 
 def measure(deployment: Deployment, options: argparse.Namespace) -> dict[str, Any]:
@@ -187,7 +151,7 @@ def measure(deployment: Deployment, options: argparse.Namespace) -> dict[str, An
 def warm_up(deployment: Deployment, workers: list[Worker], accounts: int, seed: int) -> int:
     """One event per account, folded by the workers' rebuild and flushed; returns the account rows in Redis."""
     say(f"publishing an event of each of {accounts:,} accounts")
-    deployment.publish(list(events(accounts, accounts, seed, int(time.time() * 1000) - 60_000)))
+    deployment.publish(list(payments(accounts, accounts, seed, int(time.time() * 1000) - 60_000)))
     _move_offsets_to_the_end(deployment)
     started = time.monotonic()
     workers[:] = [Worker(deployment, number) for number in range(2)]
@@ -230,7 +194,7 @@ def load(deployment: Deployment, options: argparse.Namespace) -> Iterator[None]:
     """Open-loop traffic of the warm accounts beside it all."""
     file = deployment.folder / "messages"
     count, now_ms = int(options.rate * _LOADED_S), int(time.time() * 1000)
-    file.write_bytes(b"\n".join(b"\t".join(one) for one in events(options.accounts, count, options.seed + 1, now_ms)))
+    file.write_bytes(b"\n".join(b"\t".join(one) for one in payments(options.accounts, count, options.seed + 1, now_ms)))
     command = python("bench.helpers.load", deployment.kafka.bootstrap, file, options.rate, _LOADED_S)
     with Child(command, {}, deployment.folder / "load.log"):
         yield
@@ -315,16 +279,6 @@ def _until(done: Any, what: str) -> None:
         if time.monotonic() > deadline:
             raise SystemExit(f"not within {_PATIENCE_S:.0f} s: {what}")
         time.sleep(0.02)
-
-
-_SAID: dict[str, float] = {}
-
-
-def say(text: str, *, every_s: float = 0.0) -> None:
-    """A line on stderr; one that comes again and again, at most every so many seconds."""
-    if time.monotonic() - _SAID.get("at", -1e9) >= every_s:
-        _SAID["at"] = time.monotonic()
-        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

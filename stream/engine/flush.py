@@ -9,7 +9,8 @@ of row. It needs that at most 64 events of an account are folded between flushes
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -17,9 +18,10 @@ from stream.engine.partition import Partition
 from stream.errors import NotAuthorisedError, UnavailableError
 from stream.features.assemble import FeatureState, RowName
 from stream.features.batch import EventBatch, LabelBatch
+from stream.features.pool import Slots
 from stream.features.rows import LABEL_RING, RING
 from stream.metrics import Metrics
-from stream.state.store import Head, StateStore
+from stream.state.store import EntityName, Head, StateStore
 
 ACCOUNT_EVENTS_PER_TURN = RING // 2
 ACCOUNT_LABELS_PER_TURN = LABEL_RING // 2
@@ -96,13 +98,21 @@ class RowKeeper:
         """Reads the other partitions' partials of the batch's entities that were last read too long ago."""
         if not self._share:
             return
+        stale: dict[str, Slots] = {}
         for kind, rows in self._state.entities.items():
             slots = self._state.entity_slots(kind, batch)
-            stale = slots[now_ms - rows.pool["other_read_ms"][slots] >= refresh_ms]
-            if len(stale):
-                identities = [rows.pool.identity[slot] for slot in stale.tolist()]
-                copies = self._store.read_copies(kind, identities)
-                rows.set_others(stale, copies, rows.pool.partition_of(stale).tolist(), now_ms)
+            stale[kind] = slots[now_ms - rows.pool["other_read_ms"][slots] >= refresh_ms]
+        names = [
+            (kind, identity)
+            for kind, slots in stale.items()
+            for identity in self._state.pool(kind).identities_of(slots)
+        ]
+        if not names:
+            return
+        copies = iter(self._store.read_copies(names))
+        for kind, slots in stale.items():
+            rows, found = self._state.entities[kind], list(islice(copies, len(slots)))
+            rows.set_others(slots, found, rows.pool.partition_of(slots).tolist(), now_ms)
 
     def measure(self) -> None:
         """Sets the gauges of the rows in memory."""
@@ -148,9 +158,10 @@ class RowKeeper:
         """
         heads = {partition.number: partition.head for partition in partitions}
         dirty = [(pool.kind, pool.dirty_slots(list(heads))) for pool in self._state.pools()]
-        for kind, slots in dirty:
-            self._write(kind, slots, heads)
-            self._fault(f"flush:after_{'accounts' if kind == 'account' else 'entities'}")
+        self._write(dirty[:1], heads)
+        self._fault("flush:after_accounts")
+        self._write(dirty[1:], heads)
+        self._fault("flush:after_entities")
         for partition in partitions:
             if partition.checkpoint != partition.done:
                 head = _owned(heads, partition.number)
@@ -160,32 +171,50 @@ class RowKeeper:
             self._state.mark_clean(kind, slots)
         return sum(len(slots) for _, slots in dirty)
 
-    def _write(
-        self, kind: str, slots: np.ndarray[tuple[int], np.dtype[np.int64]], heads: Mapping[int, Head | None]
-    ) -> None:
-        pool = self._state.pool(kind)
-        for start in range(0, len(slots), _WRITE_ROWS):
-            chunk = slots[start : start + _WRITE_ROWS]
-            rows = self._state.pack(kind, chunk)
-            members, numbers = chunk.tolist(), pool.partition_of(chunk).tolist()
-            named = dict(zip([self._key(kind, slot) for slot in members], rows, strict=True))
-            replaced = self._store.write_rows(named, _known(heads, set(numbers)))
+    def _write(self, dirty: Sequence[tuple[str, Slots]], heads: Mapping[int, Head | None]) -> None:
+        """The rows of these kinds, and behind them, of entities, the copies."""
+        for portion in _portions(dirty):
+            rows: dict[bytes, bytes] = {}
+            partitions: set[int] = set()
+            copies: dict[int, dict[EntityName, bytes]] = {}
+            for kind, slots in portion:
+                pool, packed = self._state.pool(kind), self._state.pack(kind, slots)
+                numbers = pool.partition_of(slots).tolist()
+                partitions.update(numbers)
+                rows.update(zip(self._keys(kind, slots, numbers), packed, strict=True))
+                if self._share and kind != "account":
+                    for number, identity, row in zip(numbers, pool.identities_of(slots), packed, strict=True):
+                        copies.setdefault(number, {})[kind, identity] = row
+            replaced = self._store.write_rows(rows, _known(heads, partitions))
             self._metrics.redis_rows.labels("written").inc(replaced)
-            self._metrics.redis_rows.labels("skipped").inc(len(members) - replaced)
+            self._metrics.redis_rows.labels("skipped").inc(len(rows) - replaced)
             self._fault("flush:after_chunk")
-            if self._share and kind != "account":
-                by_partition: dict[int, dict[str, bytes]] = {}
-                for slot, partition, row in zip(members, numbers, rows, strict=True):
-                    by_partition.setdefault(partition, {})[pool.identity[slot]] = row
-                for partition, copies in by_partition.items():
-                    self._store.publish_copies(kind, partition, _owned(heads, partition), copies)
+            if copies:
+                self._store.publish_copies(copies, _known(heads, copies))
 
-    def _key(self, kind: str, slot: int) -> bytes:
-        pool = self._state.pool(kind)
-        if not pool.key[slot]:
-            partition = int(pool.partition_of(np.array([slot]))[0])
-            pool.key[slot] = self._store.row_key(partition, kind, pool.identity[slot])
-        return pool.key[slot]
+    def _keys(self, kind: str, slots: Slots, partitions: Sequence[int]) -> list[bytes]:
+        pool, name = self._state.pool(kind), self._store.row_key
+        for slot, partition in zip(slots.tolist(), partitions, strict=True):
+            if not pool.key[slot]:
+                pool.key[slot] = name(partition, kind, pool.identity[slot])
+        return [pool.key[slot] for slot in slots.tolist()]
+
+
+def _portions(dirty: Sequence[tuple[str, Slots]]) -> Iterator[list[tuple[str, Slots]]]:
+    """Slots by kind, so many together that what is written at once stays small."""
+    portion: list[tuple[str, Slots]] = []
+    room = _WRITE_ROWS
+    for kind, slots in dirty:
+        start = 0
+        while start < len(slots):
+            taken = slots[start : start + room]
+            portion.append((kind, taken))
+            start, room = start + len(taken), room - len(taken)
+            if not room:
+                yield portion
+                portion, room = [], _WRITE_ROWS
+    if portion:
+        yield portion
 
 
 def _known(heads: Mapping[int, Head | None], numbers: Collection[int]) -> dict[int, Head]:

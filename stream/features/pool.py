@@ -106,6 +106,9 @@ class RowPool:
     def partition_of(self, slots: Slots) -> NDArray[np.int32]:
         return self._partition[slots]
 
+    def identities_of(self, slots: Slots) -> list[str]:
+        return [self.identity[slot] for slot in slots.tolist()]
+
     def drop(self, partition: int) -> None:
         """Forgets all rows of a partition, dirty ones too."""
         slots = list(self._index.pop(partition, {}).values())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from stream.errors import UnavailableError
 from stream.state.keys import KeyNames
 from stream.state.rules import claimed, lost, replaces, require_head, require_header
-from stream.state.store import Checkpoint, Finding, Head, Memory
+from stream.state.store import Checkpoint, EntityName, Finding, Head, Memory
 
 _LIMIT_BYTES = 2**40
 
@@ -115,22 +115,24 @@ class MemoryStore:
             self.server.heads[self._names.head(partition)] = written
         return written
 
-    def publish_copies(self, kind: str, partition: int, head: Head, copies: Mapping[str, bytes]) -> None:
+    def publish_copies(self, copies: Mapping[int, Mapping[EntityName, bytes]], heads: Mapping[int, Head]) -> None:
         self._require_available()
-        for row in copies.values():
-            require_header(row)
+        for rows in copies.values():
+            for row in rows.values():
+                require_header(row)
         with self.server.lock:
-            if copies:
-                self._require_epoch(partition, head)
-            for identity, row in copies.items():
-                partials = self.server.copies.setdefault(self._names.copies(kind, identity), {})
-                if replaces(row, partials.get(partition)):
-                    partials[partition] = row
+            for partition, rows in copies.items():
+                if rows:
+                    self._require_epoch(partition, heads[partition])
+                for entity, row in rows.items():
+                    partials = self.server.copies.setdefault(self._names.copies(*entity), {})
+                    if replaces(row, partials.get(partition)):
+                        partials[partition] = row
 
-    def read_copies(self, kind: str, identities: Sequence[str]) -> list[dict[int, bytes]]:
+    def read_copies(self, entities: Sequence[EntityName]) -> list[dict[int, bytes]]:
         self._require_available()
         with self.server.lock:
-            return [dict(self.server.copies.get(self._names.copies(kind, identity), {})) for identity in identities]
+            return [dict(self.server.copies.get(self._names.copies(*entity), {})) for entity in entities]
 
     def clear(self, partition: int, head: Head) -> int:
         self._require_available()

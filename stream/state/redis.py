@@ -8,6 +8,7 @@ checkpoint that is there already is a success. So a lost answer is cured by the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import starmap
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -34,7 +35,7 @@ from stream.state.redis_scripts import (
     Script,
 )
 from stream.state.rules import lost, require_head, require_header
-from stream.state.store import Checkpoint, Finding, Head, Memory
+from stream.state.store import Checkpoint, EntityName, Finding, Head, Memory
 
 Command = tuple[Any, ...]
 
@@ -123,18 +124,19 @@ class RedisStore:
     def write_checkpoint(self, partition: int, head: Head, checkpoint: Checkpoint) -> Head:
         return self._replace_head(partition, head, head.written(checkpoint))
 
-    def publish_copies(self, kind: str, partition: int, head: Head, copies: Mapping[str, bytes]) -> None:
-        names = [self._names.copies(kind, identity) for identity in copies]
+    def publish_copies(self, copies: Mapping[int, Mapping[EntityName, bytes]], heads: Mapping[int, Head]) -> None:
         writes = []
-        for tag, keys, rows, size in _chunks(names, list(copies.values())):
-            epochs = KeyNames.epochs_beside(tag)
-            command = _call(PUBLISH_COPIES, [epochs, *keys], self._ttl_ms, partition, head.epoch, *rows)
-            writes.append(_Write(command, partition, size))
+        for partition, of_partition in copies.items():
+            names = list(starmap(self._names.copies, of_partition))
+            for tag, keys, rows, size in _chunks(names, list(of_partition.values())):
+                epochs, epoch = KeyNames.epochs_beside(tag), heads[partition].epoch
+                command = _call(PUBLISH_COPIES, [epochs, *keys], self._ttl_ms, partition, epoch, *rows)
+                writes.append(_Write(command, partition, size))
         for portion in _sent_together(writes):
             self._run_as_owner(portion)
 
-    def read_copies(self, kind: str, identities: Sequence[str]) -> list[dict[int, bytes]]:
-        keys = [self._names.copies(kind, identity) for identity in identities]
+    def read_copies(self, entities: Sequence[EntityName]) -> list[dict[int, bytes]]:
+        keys = list(starmap(self._names.copies, entities))
         by_tag: dict[bytes, list[int]] = {}
         for place, key in enumerate(keys):
             by_tag.setdefault(KeyNames.tag_of(key), []).append(place)

@@ -61,6 +61,10 @@ class Memory(NamedTuple):
     """maxmemory; without one, the machine's memory."""
 
 
+EntityName = tuple[str, str]
+"""Kind and identity of an entity: ("merchant", "m-17")."""
+
+
 class StateStore(Protocol):
     """All calls block and are made from the engine's thread."""
 
@@ -106,15 +110,15 @@ class StateStore(Protocol):
         """
         ...
 
-    def publish_copies(self, kind: str, partition: int, head: Head, copies: Mapping[str, bytes]) -> None:
-        """Shows a partition's entity partials (identity -> row bytes) to the other partitions.
+    def publish_copies(self, copies: Mapping[int, Mapping[EntityName, bytes]], heads: Mapping[int, Head]) -> None:
+        """Shows entity partials (row bytes by entity, by partition) to the other partitions.
 
-        Stored in one hash per entity, field = partition; greater offsets only. StateLostError when the partition
-        has been claimed since `head`.
+        Stored in one hash per entity, field = partition; greater offsets only. StateLostError when one of the
+        partitions has been claimed since its head in `heads`: nothing more of that one is shown.
         """
         ...
 
-    def read_copies(self, kind: str, identities: Sequence[str]) -> list[dict[int, bytes]]:
+    def read_copies(self, entities: Sequence[EntityName]) -> list[dict[int, bytes]]:
         """Every partition's partial of each entity, by partition number: one round trip."""
         ...
 

@@ -38,10 +38,11 @@ class Owner:
         return head.checkpoint if head is not None else None
 
     def publish_copies(self, kind: str, partition: int, copies: Mapping[str, bytes]) -> None:
-        self.store.publish_copies(kind, partition, self.head(partition), copies)
+        named = {(kind, identity): row for identity, row in copies.items()}
+        self.store.publish_copies({partition: named}, {partition: self.head(partition)})
 
     def read_copies(self, kind: str, identities: Sequence[str]) -> list[dict[int, bytes]]:
-        return self.store.read_copies(kind, identities)
+        return self.store.read_copies([(kind, identity) for identity in identities])
 
     def clear(self, partition: int) -> int:
         gone = self.store.clear(partition, self.head(partition))

@@ -8,18 +8,19 @@ from typing import Annotated
 import typer
 
 from models.cli.evaluate import tell
-from models.cli.source import (
+from models.cli.options import (
     AccountsOption,
     DelayOption,
+    ExcludeOption,
     FraudRateOption,
+    PageOption,
     PartitionsOption,
+    ReadUntilOption,
     SegmentOption,
     SimulatedOption,
-    Source,
     StartOption,
-    command_text,
-    moment,
 )
+from models.cli.source import Source, command_text, moment
 from stream.cli.context import JsonOption
 from stream.cli.progress import Steps
 
@@ -39,13 +40,9 @@ def compare(
     start: StartOption = None,
     label_delay: DelayOption = None,
     since: Annotated[str | None, typer.Option("--from", metavar="TIME", help="Compare events from then on.")] = None,
-    to: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Read the history up to then.")] = None,
-    exclude_compromised: Annotated[
-        bool, typer.Option(help="Leave events of accounts with a fraud that was confirmed before out.")
-    ] = False,
-    out: Annotated[Path, typer.Option(metavar="PAGE", help="The report; its JSON appears beside it.")] = Path(
-        "comparison.html"
-    ),
+    to: ReadUntilOption = None,
+    exclude_compromised: ExcludeOption = False,
+    out: PageOption = Path("comparison.html"),
     segment: SegmentOption = None,
     seed: Annotated[int, typer.Option(help="Of the simulation.")] = 0,
     partitions: PartitionsOption = 1,

@@ -7,22 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
-from models.cli.source import (
+from models.cli.options import (
     AccountsOption,
+    AnomalyOption,
+    ArchitectureOption,
     DelayOption,
+    EnsembleOption,
+    ExcludeOption,
     FileArgument,
     FraudRateOption,
     MappingOption,
+    PageOption,
     PartitionsOption,
+    PretrainOption,
+    ReadUntilOption,
     SegmentOption,
     SimulatedOption,
-    Source,
     StartOption,
     ThreadsOption,
-    command_text,
-    figures_text,
-    moment,
 )
+from models.cli.source import Source, command_text, figures_text, moment
 from stream.cli.context import JsonOption, note, print_json, print_table
 from stream.cli.progress import Steps
 from stream.errors import ConfigError
@@ -55,9 +59,7 @@ def evaluate(
     ] = None,
     test: Annotated[str, typer.Option(metavar="SPAN", help="Test period of each fold.")] = "7d",
     label_delay: DelayOption = None,
-    exclude_compromised: Annotated[
-        bool, typer.Option(help="Leave events of accounts with a fraud that was confirmed before out of the test.")
-    ] = False,
+    exclude_compromised: ExcludeOption = False,
     baselines: Annotated[
         str, typer.Option(help="lightgbm, random-forest, logistic-regression, with commas between; or none.")
     ] = "lightgbm,random-forest,logistic-regression",
@@ -65,14 +67,12 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Train nothing: how does this bundle do on the history?")
     ] = None,
     since: Annotated[str | None, typer.Option("--from", metavar="TIME", help="With --bundle: test from then.")] = None,
-    to: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Read the history up to then.")] = None,
-    out: Annotated[Path, typer.Option(metavar="PAGE", help="The report; its JSON appears beside it.")] = Path(
-        "report.html"
-    ),
-    architecture: Annotated[str, typer.Option(help="Of the net (docs/models.md).")] = "lstm-mlp",
-    ensemble: Annotated[int, typer.Option(min=1, help="Seeds averaged.")] = 1,
-    anomaly: Annotated[bool, typer.Option(help="With the autoencoder's component.")] = False,
-    pretrain: Annotated[int, typer.Option(min=0, metavar="EPOCHS", help="Without labels first.")] = 0,
+    to: ReadUntilOption = None,
+    out: PageOption = Path("report.html"),
+    architecture: ArchitectureOption = "lstm-mlp",
+    ensemble: EnsembleOption = 1,
+    anomaly: AnomalyOption = False,
+    pretrain: PretrainOption = 0,
     segment: SegmentOption = None,
     seed: Annotated[int, typer.Option(help="Of simulation, nets and baselines.")] = 0,
     partitions: PartitionsOption = 1,

@@ -6,39 +6,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from stream.cli.context import note
 from stream.cli.progress import Steps
 from stream.errors import ConfigError
 
 DAY_MS = 86_400_000
-
-FileArgument = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="History: CSV or Parquet.")]
-MappingOption = Annotated[
-    Path | None, typer.Option(metavar="M", help="Which column of FILE is what (examples/sparkov.yaml).")
-]
-SimulatedOption = Annotated[
-    int | None, typer.Option(metavar="EVENTS", help="Instead of FILE: so many simulated payments.")
-]
-AccountsOption = Annotated[
-    int, typer.Option(help="Accounts of the simulated history; each pays about three times a day.")
-]
-FraudRateOption = Annotated[float, typer.Option(help="Fraud rate of the simulated history.")]
-StartOption = Annotated[str | None, typer.Option(metavar="TIME", help="Start of the simulated history.")]
-DelayOption = Annotated[
-    str | None, typer.Option(metavar="SPAN", help="How long a label takes, such as 7d; else the mapping's.")
-]
-SegmentOption = Annotated[
-    list[str] | None,
-    typer.Option("--segment", metavar="FIELD", help="Split the report by this field or attribute too. Repeatable."),
-]
-PartitionsOption = Annotated[
-    int, typer.Option(min=1, help="As many as the topic has; it decides little: entities are seen whole.")
-]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Torch threads; small nets gain little from more.")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,22 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from models.cli.source import (
+from models.cli.options import (
     AccountsOption,
+    AnomalyOption,
+    ArchitectureOption,
     DelayOption,
+    EnsembleOption,
     FileArgument,
     FraudRateOption,
     MappingOption,
     PartitionsOption,
+    PretrainOption,
     SegmentOption,
     SimulatedOption,
-    Source,
     StartOption,
     ThreadsOption,
-    command_text,
-    figures_text,
-    moment,
 )
+from models.cli.source import Source, command_text, figures_text, moment
 from stream.cli.context import JsonOption, note, print_json, print_table
 from stream.cli.progress import Steps
 from stream.errors import ConfigError
@@ -51,18 +52,10 @@ def train(
     alert_rate: Annotated[
         float | None, typer.Option(help="Share of events to review; the domain's by default.")
     ] = None,
-    architecture: Annotated[
-        str, typer.Option(help="Of the net; a wrong name lists what there is (docs/models.md).")
-    ] = "lstm-mlp",
-    ensemble: Annotated[
-        int, typer.Option(min=1, help="Seeds averaged in one bundle; each costs as much again per event.")
-    ] = 1,
-    anomaly: Annotated[
-        bool, typer.Option(help="Add the component `anomaly`: an autoencoder that needs no labels.")
-    ] = False,
-    pretrain: Annotated[
-        int, typer.Option(min=0, metavar="EPOCHS", help="First learn from all events, labelled or not.")
-    ] = 0,
+    architecture: ArchitectureOption = "lstm-mlp",
+    ensemble: EnsembleOption = 1,
+    anomaly: AnomalyOption = False,
+    pretrain: PretrainOption = 0,
     refit: Annotated[
         bool, typer.Option(help="At the end train again on all that is known, validation included.")
     ] = True,

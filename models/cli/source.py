@@ -107,10 +107,9 @@ def _counted(batches: Iterable[Any], total: int | None, steps: Steps) -> Iterato
 
 def moment(text: str, option: str) -> int:
     """A date or a time with a zone, in milliseconds. ConfigError names the option."""
-    from stream.events.moments import NO_MOMENT, moment_ms
+    from stream.events.moments import NO_MOMENT, day_or_moment_ms
 
-    whole = f"{text}T00:00:00Z" if len(text) == len("2020-07-01") else text
-    found = moment_ms(whole)
+    found = day_or_moment_ms(text)
     if found == NO_MOMENT:
         raise ConfigError(f"{option} {text}: write a date (2020-07-01) or a time with a zone (2020-07-01T00:00:00Z)")
     return found

@@ -47,6 +47,11 @@ def moment_ms(text: str | None) -> int:
         return NO_MOMENT
 
 
+def day_or_moment_ms(text: str) -> int:
+    """As `moment_ms`; a date alone (2020-07-01) is its first moment in UTC."""
+    return moment_ms(f"{text}T00:00:00Z" if len(text) == len("2020-07-01") else text)
+
+
 def moment_text(moment_ms: int) -> str:
     """Milliseconds since the epoch as RFC 3339 text in UTC, always with three decimals."""
     moment = _EPOCH + timedelta(milliseconds=moment_ms)

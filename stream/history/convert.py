@@ -24,7 +24,8 @@ from stream.history.mapping import LabelSource, NumberSource, TextSource, TimeSo
 
 Mask = NDArray[np.bool_]
 
-_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 10**9, "min": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
+_NS_PER_MS = _NS["ms"]
 _WITH_ZONE = r"[0-9](Z|z|[+-][0-9]{2}:?[0-9]{2})$"
 
 
@@ -155,11 +156,12 @@ def time_field(field: str, source: TimeSource, column: pa.Array, *, required: bo
     elif source.unit == "iso":
         parsed, bad = _from_iso(column, source.zone)
     elif source.unit is not None:
-        parsed, bad = _from_numbers(column, source.unit)
+        parsed, bad = _from_numbers(column, _NS[source.unit])
+        parsed = parsed + source.since_ms
     else:
         raise ConfigError(
             f"fields.{field}: column {source.column!r} holds {column.type}, not timestamps: "
-            "give its unit (s, ms, us, ns, iso) or a format"
+            "give its unit (ns, us, ms, s, min, h, d, iso) or a format"
         )
     unreadable = bad & ~blank
     outside = ~blank & ~unreadable & ((parsed < EARLIEST_MS) | (parsed >= END_MS))
@@ -293,18 +295,20 @@ def _out_of_bounds(field: str, column: str, values: F64, good: Mask, check: Fiel
     return [Problem(field, column, why, rows)]
 
 
-def _from_numbers(column: pa.Array, unit: str) -> tuple[I64, Mask]:
-    scale = _PER_SECOND[unit]
+def _from_numbers(column: pa.Array, unit_ns: int) -> tuple[I64, Mask]:
     if pa.types.is_integer(column.type):
         whole = np.asarray(column.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
         # Far outside any calendar: clipped, so that the multiplication cannot overflow; refused as outside.
-        limit = END_MS // 1_000 * scale * 2
-        whole = np.clip(whole, -limit, limit)
-        return (whole * 1_000 if scale == 1 else whole // (scale // 1_000)), np.zeros(len(column), np.bool_)
+        limit = 2 * END_MS * _NS_PER_MS // unit_ns
+        return _in_ms(np.clip(whole, -limit, limit), unit_ns), np.zeros(len(column), np.bool_)
     numbers, bad = _as_numbers(column, ".")
     limit_ms = 2.0 * END_MS
-    in_ms = np.clip(np.nan_to_num(numbers * (1_000 / scale), posinf=limit_ms, neginf=-limit_ms), -limit_ms, limit_ms)
-    return np.floor(in_ms + 1e-6).astype(np.int64), bad | np.isnan(numbers)
+    in_ms = np.nan_to_num(numbers * (unit_ns / _NS_PER_MS), posinf=limit_ms, neginf=-limit_ms)
+    return np.floor(np.clip(in_ms, -limit_ms, limit_ms) + 1e-6).astype(np.int64), bad | np.isnan(numbers)
+
+
+def _in_ms(units: I64, unit_ns: int) -> I64:
+    return units * (unit_ns // _NS_PER_MS) if unit_ns >= _NS_PER_MS else units // (_NS_PER_MS // unit_ns)
 
 
 def _from_timestamps(column: pa.Array, zone: str) -> I64:
@@ -348,5 +352,4 @@ def _in_zone(stamps: pa.Array, zone: str) -> pa.Array:
 
 def _to_ms(stamps: pa.Array) -> I64:
     units = np.asarray(stamps.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), np.int64)
-    scale = _PER_SECOND[stamps.type.unit]
-    return units * 1_000 if scale == 1 else units // (scale // 1_000)
+    return _in_ms(units, _NS[stamps.type.unit])

@@ -21,10 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from stream.errors import ConfigError
 from stream.events.fields import Word
+from stream.events.moments import NO_MOMENT, day_or_moment_ms
 from stream.features.spec import window_ms
 from stream.history.batch import WireContract
 
-TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
+TimeUnit = Literal["ns", "us", "ms", "s", "min", "h", "d", "iso"]
 
 
 class _Part(BaseModel):
@@ -62,7 +63,8 @@ class TimeSource(_Part):
     """A column of times. A column that has a timestamp type (Parquet) needs no unit."""
 
     column: str = Field(min_length=1)
-    unit: TimeUnit | None = Field(None, description="of a number: s, ms, us or ns since 1970; iso for ISO 8601 text")
+    unit: TimeUnit | None = Field(None, description="of a number: ns to d since 1970; iso for ISO 8601 text")
+    since: str = Field("1970-01-01", description="the moment that numbers count from: a date, or a time with a zone")
     format: str | None = Field(None, description="strptime format of a text, such as '%d/%m/%Y %H:%M:%S'")
     zone: str = Field("UTC", description="IANA zone of times that name none, such as Europe/Paris")
 
@@ -70,7 +72,16 @@ class TimeSource(_Part):
     def _one_way(self) -> TimeSource:
         if self.unit is not None and self.format is not None:
             raise ValueError("give a unit or a format, not both")
+        if self.since_ms == NO_MOMENT:
+            raise ValueError("since: write a date (2020-07-01) or a time with a zone (2020-07-01T00:00:00Z)")
+        if self.since_ms and self.unit in (None, "iso"):
+            raise ValueError("since goes with a unit of numbers")
         return self
+
+    @property
+    def since_ms(self) -> int:
+        """Milliseconds since 1970; NO_MOMENT where the text is none."""
+        return day_or_moment_ms(self.since)
 
 
 class NumberSource(_Part):

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import time
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -66,15 +68,19 @@ def main() -> int:
     """0 if the default bundle is at least LightGBM's equal in average precision and well calibrated; else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="fewer: a quick try")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2, help="fits at a time, one thread each")
     parser.add_argument("--out", type=Path, default=ROOT / ".cache" / "quality.html", help="the report")
     options = parser.parse_args()
     if not HISTORY.exists():
         print(f"{HISTORY} is not here; set RISKSTREAM_SHARED_DATA to the folder that holds it", file=sys.stderr)
         return 2
-    task = prepared(options.threads)
-    runs = [own(task, seed) for seed in SEEDS[: options.seeds]]
-    tree, tree_s = baseline(task, options.threads)
+    task = prepared()
+    # Forked, so that the processes share the features: nothing is sent to them but what to do.
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(options.jobs, fork, initializer=_SHARED.append, initargs=(task,)) as pool:
+        running = [pool.submit(_own, seed) for seed in SEEDS[: options.seeds]]
+        tree, tree_s = pool.submit(_baseline).result()
+        runs = [run.result() for run in running]
     results = {"riskstream": [run.result for run in runs], "lightgbm": [tree]}
     document = document_of(task.dataset, results, DELAY_MS, "make quality")
     document["title"] = "The default bundle and LightGBM on a public card history"
@@ -97,7 +103,18 @@ def main() -> int:
     return 0 if good else 1
 
 
-def prepared(threads: int) -> Task:
+_SHARED: list[Task] = []
+
+
+def _own(seed: int) -> Run:
+    return own(_SHARED[0], seed)
+
+
+def _baseline() -> tuple[FoldResult, float]:
+    return baseline(_SHARED[0])
+
+
+def prepared() -> Task:
     """Replays the history. Blocks for about half a minute."""
     settings = load_settings(None, {}, {}).settings
     domain = load_domain(settings)
@@ -107,7 +124,7 @@ def prepared(threads: int) -> Task:
         print(line, file=sys.stderr)
     until_ms = moment(UNTIL, "UNTIL")
     end_ms = int(dataset.time_ms.max()) + 1
-    options = TrainOptions(until_ms, DELAY_MS, domain.alert_rate, threads=threads)
+    options = TrainOptions(until_ms, DELAY_MS, domain.alert_rate)
     test = tested(dataset, until_ms, end_ms, exclude_compromised=False)
     return Task(dataset, options, Fold(int(dataset.time_ms.min()), until_ms, end_ms), test)
 
@@ -135,8 +152,7 @@ def own(task: Task, seed: int) -> Run:
             done = f"{progress.done} of {progress.total}"
             print(f"seed {seed}, {last - started:.0f} s  {progress.stage}: {done}{shown}", file=sys.stderr, flush=True)
 
-    fields = {name: getattr(task.options, name) for name in ("until_ms", "label_delay_ms", "alert_rate", "threads")}
-    trained = train(task.dataset, TrainOptions(**fields, seed=seed), tell)
+    trained = train(task.dataset, replace(task.options, seed=seed), tell)
     train_s = time.monotonic() - started
     with TemporaryDirectory(prefix="riskstream-quality-") as folder:
         place = Path(folder) / "bundle"
@@ -164,7 +180,7 @@ def through_the_bundle(scorer: TorchScorer, task: Task) -> tuple[NDArray[np.floa
     return np.concatenate(parts).astype(np.float64), seconds
 
 
-def baseline(task: Task, threads: int) -> tuple[FoldResult, float]:
+def baseline(task: Task) -> tuple[FoldResult, float]:
     """LightGBM on the same features and labels."""
     print("lightgbm", file=sys.stderr, flush=True)
     started = time.monotonic()
@@ -172,7 +188,7 @@ def baseline(task: Task, threads: int) -> tuple[FoldResult, float]:
     parts = split(dataset, options.until_ms, DELAY_MS, options.validation_share)
     known = np.flatnonzero(known_by(dataset, options.until_ms, DELAY_MS))
     data = Data(dataset, parts.train, parts.validation, known)
-    model = calibrated(lightgbm(data, 0, threads), data)
+    model = calibrated(lightgbm(data, 0, 1), data)
     seconds = time.monotonic() - started
     held_out = model(data.features(parts.validation))
     thresholds = choose_thresholds(held_out, data.fraud(parts.validation), options.alert_rate)

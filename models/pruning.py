@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from models.fitting import FitOptions, Tensors
 from models.nets.risknet import NetOptions, RiskNet
 from models.nets.sequences import Recurrent
-from stream.errors import ConfigError
 
 _ROUND = 8
 """Sizes stay multiples of the width of a vector register."""
@@ -42,7 +41,7 @@ class Pruning:
 
 
 def smaller(net: RiskNet, options: NetOptions, share: float, sequence_length: int) -> RiskNet:
-    """A net without the given share of its hidden units: the weakest go. ConfigError for cnn and attention.
+    """A net without the given share of its hidden units: the weakest go. TypeError for cnn and attention.
 
     The importance of a unit: norm of what comes in times norm of what goes out.
     """
@@ -89,7 +88,7 @@ def _copy_sequence(net: Any, made: Any, hidden: int) -> Tensor:
     if not net.reads_sequence:
         return torch.zeros(0, dtype=torch.int64)
     if not isinstance(net.sequence, Recurrent):
-        raise ConfigError("--prune takes units out of lstm, gru, rnn and mlp nets; choose another --architecture")
+        raise TypeError("no units of a convolution or of attention can be taken out; TrainOptions refuses that")
     made.step_encoder.load_state_dict(net.step_encoder.state_dict())
     old, new = net.sequence.cell, made.sequence.cell
     size = old.hidden_size

@@ -26,7 +26,7 @@ from models.dataset import FRAUD, GENUINE, TrainingSet
 from models.evaluate import evaluate
 from models.fitting import Fit, FitOptions, Fitted, Index, Progress, ProgressListener, Tensors, predict
 from models.importance import NOT_MEASURED, Importance, permutation_importance
-from models.nets.risknet import NetOptions, RiskNet
+from models.nets.risknet import NetOptions, RiskNet, architecture
 from models.nets.scoring import ANOMALY, ScoringNet
 from models.pruning import Pruning, fine_tuning, smaller, us_per_event
 from models.reference import reference
@@ -83,6 +83,8 @@ class TrainOptions:
                 raise ConfigError(f"{name} must be between 0 and 1, not {value}")
         if not 0.0 <= self.prune < 1.0:
             raise ConfigError(f"prune must be from 0 to below 1, not {self.prune}")
+        if architecture(self.net.architecture).sequence in ("cnn", "attention") and self.prune:
+            raise ConfigError("--prune takes units out of lstm, gru, rnn and mlp nets; choose another --architecture")
         for name, number in (("label_delay_ms", self.label_delay_ms), ("pretrain_epochs", self.pretrain_epochs)):
             if number < 0:
                 raise ConfigError(f"{name} must not be negative, not {number}")

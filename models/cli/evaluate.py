@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,7 +90,10 @@ def evaluate(
       riskstream evaluate history.csv --mapping mapping.yaml --folds 4 --test 14d --label-delay 7d
       riskstream evaluate history.csv --mapping mapping.yaml --bundle bundles/v1 --from 2020-07-01
     """
+    from models.nets.risknet import NetOptions
+    from models.prequential import FoldOptions
     from models.report.page import write
+    from models.train import TrainOptions
     from stream.app import load_domain
     from stream.cli.settings import settings_from
     from stream.features.spec import window_ms
@@ -100,7 +104,22 @@ def evaluate(
     until_ms = 2**62 if to is None else moment(to, "--to")
     if since is not None and bundle is None:
         raise ConfigError("--from goes with --bundle; folds end with the history: choose --folds, --train and --test")
-    spans = (window_ms(test), None if train is None else window_ms(train))
+    names = () if baselines == "none" else tuple(name.strip() for name in baselines.split(","))
+    # Before the history is read, for that may take long.
+    fold_options = FoldOptions(
+        window_ms(test), folds, None if train is None else window_ms(train), exclude_compromised, names
+    )
+    options = TrainOptions(
+        until_ms=0,
+        label_delay_ms=0,
+        alert_rate=domain.alert_rate,
+        seed=seed,
+        threads=threads,
+        ensemble=ensemble,
+        anomaly=anomaly,
+        pretrain_epochs=pretrain,
+        net=NetOptions(architecture=architecture),
+    )
     verified = None if bundle is None else _verified(bundle, domain)
     with Steps() as steps:
         dataset, delay_ms = source.replayed(
@@ -120,25 +139,11 @@ def evaluate(
             )
         else:
             from models.evaluation import evaluate_folds
-            from models.nets.risknet import NetOptions
-            from models.prequential import FoldOptions
-            from models.train import TrainOptions
 
-            names = () if baselines == "none" else tuple(name.strip() for name in baselines.split(","))
             document = evaluate_folds(
                 dataset,
-                FoldOptions(spans[0], folds, spans[1], exclude_compromised, names),
-                TrainOptions(
-                    until_ms=0,
-                    label_delay_ms=delay_ms,
-                    alert_rate=domain.alert_rate,
-                    seed=seed,
-                    threads=threads,
-                    ensemble=ensemble,
-                    anomaly=anomaly,
-                    pretrain_epochs=pretrain,
-                    net=NetOptions(architecture=architecture),
-                ),
+                fold_options,
+                replace(options, label_delay_ms=delay_ms),
                 lambda p: steps.show(p.stage, p.done, p.total, figures_text(p.figures)),
                 command=command_text(),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,26 +101,31 @@ def train(
     clock = SystemClock()
     if out.exists():
         raise ConfigError(f"--out {out}: exists already; choose another folder")
-    net = NetOptions(architecture=architecture)
     until_ms = 2**62 if until is None else moment(until, "--until")
+    # Before the history is read, for that may take long. What it decides is put in afterwards.
+    options = TrainOptions(
+        until_ms=until_ms,
+        from_ms=0 if since is None else moment(since, "--from"),
+        label_delay_ms=0,
+        alert_rate=domain.alert_rate if alert_rate is None else alert_rate,
+        seed=seed,
+        threads=threads,
+        ensemble=ensemble,
+        refit=refit,
+        anomaly=anomaly,
+        pretrain_epochs=pretrain,
+        prune=prune,
+        net=NetOptions(architecture=architecture),
+    )
     source = Source(domain, file, mapping, simulated, accounts, fraud_rate, seed, start, label_delay)
     with Steps() as steps:
         dataset, delay_ms = source.replayed(
             settings, steps, until_ms=until_ms, partitions=partitions, segments=segment or ()
         )
-        options = TrainOptions(
+        options = replace(
+            options,
             until_ms=int(dataset.time_ms[-1]) + 1 if until is None else until_ms,
-            from_ms=0 if since is None else moment(since, "--from"),
             label_delay_ms=delay_ms,
-            alert_rate=domain.alert_rate if alert_rate is None else alert_rate,
-            seed=seed,
-            threads=threads,
-            ensemble=ensemble,
-            refit=refit,
-            anomaly=anomaly,
-            pretrain_epochs=pretrain,
-            prune=prune,
-            net=net,
         )
         trained = fit(
             dataset,

@@ -22,6 +22,7 @@ from models.evaluate import evaluate, expected_calibration_error, recall_and_pre
 from models.export import export_twin, golden_inputs, script
 from models.fitting import FitOptions, Progress
 from models.nets.encoding import CLIP, ColumnEncoder
+from models.nets.risknet import NetOptions
 from models.nets.scoring import output_kinds
 from models.splits import known_by, split
 from models.statistics import column_statistics, references
@@ -489,6 +490,8 @@ def test_a_net_of_numbers_only_trains_and_exports() -> None:
         ({"alert_rate": 0.0}, "alert_rate"),
         ({"validation_share": 1.0}, "validation_share"),
         ({"label_delay_ms": -1}, "label_delay_ms"),
+        ({"net": NetOptions(architecture="lsmt")}, "choose one of lstm-mlp"),
+        ({"net": NetOptions(architecture="cnn"), "prune": 0.5}, "choose another --architecture"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(changes: dict[str, Any], match: str) -> None:

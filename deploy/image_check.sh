@@ -3,8 +3,8 @@
 # service `model` does, then a worker with that model passes `riskstream doctor` and scores from a real Kafka on this
 # machine until the audit holds. `make image-check` calls it; about 10 minutes and 20 GB.
 #
-# As root on Debian, with buildah, debootstrap, Java, Maven and redis-server. KEEP=1 keeps the images in
-# .cache/image-check. TORCH_INDEX and TORCH_SHA256 go to the build.
+# As root on Debian, with buildah, debootstrap, Java, Maven and redis-server. KEEP=1 keeps the images and the
+# layers in .cache/image-check, and the next run builds on them. TORCH_INDEX and TORCH_SHA256 go to the build.
 #
 # No registry is asked for the base image: debootstrap makes one under the name that the Dockerfile asks for.
 # The machine's certificates and pip.conf are lent to the build as volumes; nothing of them stays in the image.
@@ -53,6 +53,7 @@ clean_up() {
 trap clean_up EXIT
 
 make_base() {
+  buildah inspect --type image "$base" > /dev/null 2>&1 && return # of a run with KEEP=1
   say "base image $base, by debootstrap"
   rm -rf "$work/base"
   debootstrap --variant=minbase --include=ca-certificates bookworm "$work/base" > "$work/debootstrap.log"

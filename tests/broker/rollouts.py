@@ -17,7 +17,7 @@ from stream.rollout.records import Deployment, Place, place_of
 from stream.scoring.bundle import MANIFEST_FILE, read_manifest, seal
 from stream.scoring.lineup import CHAMPION
 from tests.broker.conftest import Deploy
-from tests.broker.harness import START_MS, Output, WorkerProcess, message_of, moment_text, payments, until
+from tests.broker.harness import Output, WorkerProcess, message_of, moment_text, payments, until
 from tests.broker.harness import Deployment as Corner
 
 Timed = tuple[int, Mapping[str, Any]]
@@ -29,7 +29,9 @@ EVENTS_PER_SWAP, SWAPS_PER_STRETCH = 30, 10
 EVENTS_PER_S = 300
 LOADING_MS = 500
 """What loading takes at least in the workers with a planted mistake: a bundle of the default size takes longer."""
-_FIRST_MS = START_MS + 3_600_000
+_BEGIN_MS = int(time.time()) * 1000 - 7_200_000
+"""Of today: the broker's retention goes by the records' timestamps, and would take older ones while the test runs."""
+_FIRST_MS = _BEGIN_MS + 3_600_000
 
 
 def version_of(bundle: Path, target: Path, version: str) -> Path:
@@ -83,7 +85,7 @@ class Rollout:
         Each is done before the next begins.
         """
         step_ms = STEP_MS // EVENTS_PER_SWAP
-        self._publish_live(START_MS, 1)  # the workers' first events: kernels, connections
+        self._publish_live(_BEGIN_MS, 1)  # the workers' first events: kernels, connections
         self.corner.wait_done()
         for first in range(0, len(self.places), SWAPS_PER_STRETCH):
             start_ms = _FIRST_MS + first * STEP_MS
@@ -101,7 +103,7 @@ class Rollout:
     def _announce(self, places: Sequence[Place], first_ms: int) -> None:
         for number, place in enumerate(places):
             deployed = Deployment(
-                role=CHAMPION, bundle=place, from_ms=first_ms + number * STEP_MS, deployed_ms=START_MS
+                role=CHAMPION, bundle=place, from_ms=first_ms + number * STEP_MS, deployed_ms=_BEGIN_MS
             )
             topic.publish(self.corner.client, self.corner.settings, deployed)
 

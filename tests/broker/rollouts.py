@@ -17,8 +17,8 @@ from stream.rollout.records import Deployment, Place, place_of
 from stream.scoring.bundle import MANIFEST_FILE, read_manifest, seal
 from stream.scoring.lineup import CHAMPION
 from tests.broker.conftest import Deploy
-from tests.broker.harness import Output, WorkerProcess, message_of, moment_text, payments, until
 from tests.broker.harness import Deployment as Corner
+from tests.broker.harness import Output, WorkerProcess, message_of, moment_text, payments, until
 
 Timed = tuple[int, Mapping[str, Any]]
 """(Kafka timestamp, event)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,17 +26,20 @@ _ASK_TIMEOUT_S = 5.0
 _MODEL_METRIC = "riskstream_model_info"
 
 
-def moment_of(at: str | None, wait: str) -> int:
-    """The moment that the options name, milliseconds since the epoch. ConfigError."""
+def moment_of(at: str | None, wait: str) -> Callable[[], int]:
+    """The moment that the options name, milliseconds since the epoch: asked when it is announced, as `wait` runs from
+    then. ConfigError at once.
+    """
     if at is not None:
         found = moment_ms(at)
         if found == NO_MOMENT:
             raise ConfigError(f"--at {at}: write a time with a zone, such as 2026-03-01T06:00:00Z")
-        return found
-    return SystemClock().now_ms() + (span_ms(wait) or 0)
+        return lambda: found
+    wait_ms = span_ms(wait) or 0
+    return lambda: _now() + wait_ms
 
 
-def deploy_topic(settings: Settings, bundle: Path, role: str, from_ms: int, *, json: bool) -> None:
+def deploy_topic(settings: Settings, bundle: Path, role: str, moment: Callable[[], int], *, json: bool) -> None:
     """Verifies, copies into the library, announces. BundleRefused, ConfigError, TopicError."""
     _check_role(role)
     where = _library(settings)
@@ -53,19 +56,19 @@ def deploy_topic(settings: Settings, bundle: Path, role: str, from_ms: int, *, j
     _announce(
         client,
         settings,
-        Deployment(role=role, bundle=place, from_ms=from_ms, deployed_ms=_now(), former=former),
+        Deployment(role=role, bundle=place, from_ms=moment(), deployed_ms=_now(), former=former),
         json=json,
     )
 
 
-def rollback_topic(settings: Settings, role: str, from_ms: int, *, json: bool) -> None:
+def rollback_topic(settings: Settings, role: str, moment: Callable[[], int], *, json: bool) -> None:
     """Announces what had the role before. ConfigError when there is nothing to go back to."""
     _check_role(role)
     client = connect(settings)
     standing = topic.standing(client, settings).get(role)
     if standing is None or standing.former is None:
         raise ConfigError(f"{role}: nothing to go back to; `riskstream model status` shows what was deployed")
-    back = Deployment(role=role, bundle=standing.former, from_ms=from_ms, deployed_ms=_now(), former=standing.bundle)
+    back = Deployment(role=role, bundle=standing.former, from_ms=moment(), deployed_ms=_now(), former=standing.bundle)
     _announce(client, settings, back, json=json)
 
 
@@ -145,6 +148,8 @@ def _announce(client: KafkaClient, settings: Settings, deployment: Deployment, *
         print(f"{deployment.role}: {_name(deployment.former)} is taken out")
     elif deployment.role == CHAMPION:
         print(f"champion: {deployment.bundle.model} scores every event from {when} on (Kafka timestamp)")
+        if deployment.from_ms <= deployment.deployed_ms:
+            note("that moment has passed: what was scored since then stays as it is")
     else:
         print(f"{deployment.role}: {deployment.bundle.model} scores beside the champion once a worker has verified it")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, start_http_server
@@ -11,6 +13,7 @@ import stream.app
 import tests.unit.model_fixtures
 from stream.kafka.memory import MemoryBroker
 from stream.metrics import Metrics
+from stream.rollout import library
 from tests.unit.conftest import Shell
 from tests.unit.model_fixtures import lay_out, quick_bundle, reseal
 
@@ -48,6 +51,24 @@ def test_models_are_deployed_rolled_back_and_taken_out(shell: Shell, broker: Mem
     assert shell("model", "remove", "--role", "challenger-3").code == 0
     assert shell("model", "remove", "--role", "challenger-3").code == 2
     assert {path.name.partition("-")[0] for path in (bundles[0].parent / "library").iterdir()} == {"tiny@1", "tiny@2"}
+
+
+def test_the_wait_runs_from_the_announcement_however_long_the_checks_took(
+    shell: Shell, broker: MemoryBroker, bundles: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shell("topics", "create").code == 0
+    add = library.add
+
+    def slow_copy(*what: Any) -> None:
+        time.sleep(0.3)
+        add(*what)
+
+    monkeypatch.setattr(library, "add", slow_copy)
+    begun_ms = time.time() * 1000
+    told = shell("model", "deploy", bundles[0], "--in", "1s", "--json").document
+    assert told["from_ms"] >= begun_ms + 1_300
+    assert "has passed" in shell("model", "deploy", bundles[0], "--at", "2026-01-01T00:00:00Z").err
+    assert "has passed" not in shell("model", "deploy", bundles[0], "--in", "1h").err
 
 
 def test_what_cannot_be_deployed_says_why(

@@ -104,7 +104,7 @@ deploy-check: $(READY) ## docker-compose.yml, the Dockerfile's locks and the Hel
 	deploy/helm/tools.sh
 	$(BIN)/python -m pytest $(NO_SKIPS) $(addprefix tests/deploy/test_,chart.py compose.py image.py)
 
-image-check: $(READY) ## build the image with buildah and run it; root on Debian, about 15 minutes and 25 GB
+image-check: $(READY) ## build both images with buildah and run them; root on Debian, about 15 minutes and 25 GB
 	deploy/image_check.sh
 
 bench: $(READY) ## every benchmark, under 20 minutes on a quiet machine; one alone: CASE=latency

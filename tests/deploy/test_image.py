@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import os
 import re
 import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import requires
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from packaging.requirements import Requirement
@@ -79,6 +88,72 @@ def test_the_cpu_build_leaves_out_what_only_cuda_needs() -> None:
     # Nothing else went: every other dependency of the project is left.
     project = {Requirement(line).name for line in requires("riskstream") or [] if "extra ==" not in line}
     assert project - {"torch"} <= kept
+
+
+@pytest.fixture
+def cpu_index(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """An index on loopback that has a wheel named as PyTorch's CPU builds are: its address and the wheel's hash."""
+    version = next(iter(pins(LOCKS / "worker.lock")["torch"]))
+    folder = tmp_path / "index" / "torch"
+    folder.mkdir(parents=True)
+    wheel = folder / f"torch-{version}+cpu-py3-none-any.whl"
+    about = f"torch-{version}+cpu.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("torch/__init__.py", "")
+        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}+cpu\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
+    (folder / "index.html").write_text(f'<a href="{quote(wheel.name)}">{wheel.name}</a>', encoding="utf-8")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder.parent))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", hashlib.sha256(wheel.read_bytes()).hexdigest()
+    server.shutdown()
+    server.server_close()
+
+
+def build_torch(folder: Path, **arguments: str) -> subprocess.CompletedProcess[str]:
+    """The Dockerfile's own shell lines for torch, with a lock of nothing but torch and what its CUDA build needs."""
+    found = re.search(r"^RUN (set -eu; .*?uv cache clean --quiet)$", stage("build"), re.MULTILINE | re.DOTALL)
+    assert found
+    lines = (
+        found[1].replace("\\\n", " ").replace("/tmp/", f"{folder}/").replace("deploy/locks/worker.lock", "short.lock")
+    )
+    whole = (LOCKS / "worker.lock").read_text(encoding="utf-8")
+    parts = re.split(r"^(?=[a-z0-9])", whole, flags=re.MULTILINE)
+    short = [part for part in parts if part.startswith(("torch==", "triton==", "nvidia-", "cuda-"))]
+    (folder / "short.lock").write_text("".join(short), encoding="utf-8")
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder / "venv"], check=True)
+    environment = {
+        "PATH": f"{uv.parent}:{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(folder / "venv"),
+        "UV_CACHE_DIR": str(folder / "cache"),
+        "TORCH_INDEX": "",
+        "TORCH_SHA256": "",
+    }
+    return subprocess.run(
+        ["/bin/sh", "-c", lines], cwd=folder, env=environment | arguments, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_cpu_build_takes_torch_from_the_index_that_is_named(tmp_path: Path, cpu_index: tuple[str, str]) -> None:
+    index, digest = cpu_index
+    built = build_torch(tmp_path, TORCH_INDEX=index, TORCH_SHA256=digest)
+    assert built.returncode == 0, built.stderr
+    installed = {path.name for path in (tmp_path / "venv").glob("lib/python*/site-packages/*.dist-info")}
+    assert [name.partition("-")[0] for name in installed] == ["torch"]
+    assert installed.pop().endswith("+cpu.dist-info")
+
+
+def test_a_cpu_build_of_another_hash_or_of_none_is_refused(tmp_path: Path, cpu_index: tuple[str, str]) -> None:
+    wrong = build_torch(tmp_path, TORCH_INDEX=cpu_index[0], TORCH_SHA256="0" * 64)
+    assert wrong.returncode != 0
+    assert "hash" in wrong.stderr.lower()
+    (tmp_path / "without").mkdir()
+    none = build_torch(tmp_path / "without", TORCH_INDEX=cpu_index[0])
+    assert none.returncode == 1
+    assert "TORCH_SHA256" in none.stderr
 
 
 def test_the_image_runs_as_nobody_from_pinned_parts() -> None:

@@ -22,6 +22,7 @@ from stream.features.columns import ColumnBuilder, MoneyConverter
 from stream.features.pool import ArenaFullError
 from stream.features.spec import Domain
 from stream.history.batch import HistoryBatch, LabelQueue
+from stream.history.due import DueLabels, Places
 from stream.kafka.partitioner import partition_for
 from stream.metrics import Metrics
 from stream.state.memory import MemoryStore
@@ -86,13 +87,17 @@ class HistoryReplay:
         for history in batches:
             events = history.events()
             partition, offset = self._origins(events)
+            cuts, labels_offset = self._labels(history, partition, offset)
             start = 0
-            for cut in [*self._cuts(history, partition, offset), len(events)]:
+            for cut in [*cuts, len(events)]:
                 self._publish_labels(history, start, cut)
                 while start < cut:
                     stop = min(start + self._batch_events, cut)
                     chosen = slice(start, stop)
-                    yield self._assemble(history.take(chosen), events[chosen], partition[chosen], offset[chosen])
+                    batch = self._columns.events(
+                        events[chosen], history.time_ms[chosen], partition[chosen], offset[chosen]
+                    )
+                    yield Replayed(history.take(chosen), batch, self._assembled(batch), labels_offset[chosen])
                     start = stop
                 if cut < len(events):
                     self._fold_due(int(history.time_ms[cut]), int(partition[cut]), int(offset[cut]))
@@ -108,22 +113,39 @@ class HistoryReplay:
             self._events_seen[number] += len(own)
         return partition, offset
 
-    def _cuts(self, history: HistoryBatch, partition: NDArray[np.int32], offset: I64) -> list[int]:
-        """Positions of the events before which labels may be due, in order."""
-        if self._recorded is not None:
-            changes = []
-            for number, before in enumerate(self._recorded.before):
+    def _labels(self, history: HistoryBatch, partition: NDArray[np.int32], offset: I64) -> tuple[list[int], I64]:
+        """Positions of the events before which labels are folded, in order; and each event's `labels_offset`."""
+        seen, offsets = np.array(self._labels_seen, dtype=np.int64), np.empty(len(partition), dtype=np.int64)
+        if self._recorded is None:
+            due = self._due(history, partition)
+            for number in range(len(seen)):
                 own = np.flatnonzero(partition == number)
-                folded = before[offset[own]]
-                changes.append(own[np.diff(folded, prepend=self._labels_seen[number]) > 0])
-            return sorted(np.concatenate(changes).tolist()) if changes else []
-        if self._verdicts == "none":
-            return []
-        wanted = np.flatnonzero(history.fraud == 1 if self._verdicts == "fraud" else history.fraud >= 0)
-        own_cuts = np.maximum(np.searchsorted(history.time_ms, history.known_ms[wanted]), wanted + 1)
-        waiting = np.searchsorted(history.time_ms, self._queue.times_ms())
-        cuts = np.unique(np.concatenate((own_cuts, waiting)))
-        return [cut for cut in cuts.tolist() if cut < len(history)]
+                offsets[own] = seen[number] + np.searchsorted(due.at[due.partition == number], own, side="right")
+            return [cut for cut in due.cuts() if cut < len(history)], offsets
+        changes = []
+        for number, before in enumerate(self._recorded.before):
+            own = np.flatnonzero(partition == number)
+            offsets[own] = folded = before[offset[own]]
+            changes.append(own[np.diff(folded, prepend=seen[number]) > 0])
+        return sorted(np.concatenate(changes).tolist()) if changes else [], offsets
+
+    def _due(self, history: HistoryBatch, partition: NDArray[np.int32]) -> DueLabels:
+        """The labels that wait, and those of this batch."""
+        waiting = self._queue.waiting()
+        wanted = {"none": [], "fraud": history.fraud == 1, "all": history.fraud >= 0}[self._verdicts]
+        rows = np.flatnonzero(wanted)
+        known_ms = np.concatenate((np.array([known for known, _ in waiting], dtype=np.int64), history.known_ms[rows]))
+        after = np.concatenate((np.zeros(len(waiting), dtype=np.int64), rows + 1))
+        at = np.maximum(np.searchsorted(history.time_ms, known_ms), after)
+        count, field = len(self._partitions), self._domain.account_field
+        numbers = [partition_for(label[field].encode(), count) if count > 1 else 0 for _, label in waiting]
+        needed = np.full(len(at), len(history), dtype=np.int64)
+        for name in (field, *(entity.field for entity in self._domain.entities)):
+            if name in history.text:
+                places = Places(history.text[name].tolist())
+                codes = [*places.codes_of([label.get(name) for _, label in waiting]), *places.code[rows].tolist()]
+                needed = np.minimum(needed, places.first(np.array(codes, dtype=np.int64), at))
+        return DueLabels(at, needed, np.concatenate((np.array(numbers, dtype=np.int64), partition[rows])))
 
     def _publish_labels(self, history: HistoryBatch, start: int, stop: int) -> None:
         if self._verdicts != "none":
@@ -158,15 +180,11 @@ class HistoryReplay:
         self._load(batch)
         self.state.fold_labels(batch)
 
-    def _assemble(
-        self, history: HistoryBatch, events: list[dict[str, Any]], partition: NDArray[np.int32], offset: I64
-    ) -> Replayed:
-        batch = self._columns.events(events, history.time_ms, partition, offset)
+    def _assembled(self, batch: EventBatch) -> Assembled:
         self._load(batch)
         if len(self._partitions) > 1:
             self._share_entities(batch)
-        folded = np.array(self._labels_seen, dtype=np.int64)[partition]
-        return Replayed(history, batch, self.state.assemble(batch), folded)
+        return self.state.assemble(batch)
 
     def _load(self, batch: EventBatch | LabelBatch) -> None:
         self.state.next_turn()

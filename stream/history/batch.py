@@ -164,9 +164,9 @@ class LabelQueue:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def times_ms(self) -> I64:
-        """When each waiting label becomes known, in no order: (len,)."""
-        return np.array([known_ms for known_ms, _, _ in self._heap], dtype=np.int64)
+    def waiting(self) -> list[tuple[int, dict[str, Any]]]:
+        """The waiting labels in the order in which `pop` gives them, each after the time it becomes known."""
+        return [(known_ms, label) for known_ms, _, label in sorted(self._heap, key=lambda entry: entry[:2])]
 
     def push(self, batch: HistoryBatch) -> None:
         """Enqueues the batch's labels."""

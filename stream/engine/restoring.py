@@ -13,6 +13,7 @@ from stream.config import Settings
 from stream.engine.flush import ACCOUNT_EVENTS_PER_TURN, ACCOUNT_LABELS_PER_TURN, RowKeeper, no_fault
 from stream.engine.inputs import within_limit
 from stream.engine.label_places import LabelPlaces
+from stream.engine.last_score import behind_the_last_score
 from stream.engine.partition import CommitNote, Partition, Phase, cold_of_builders, transactional_id
 from stream.engine.pipeline import Pipeline
 from stream.engine.restore import Log, Plan, Replay, Step, plan
@@ -71,7 +72,7 @@ class _Job:
 class _Unsettled:
     """A partition whose committed offset is behind its checkpoint: until when that may be a passing state."""
 
-    refuse_ms: int
+    until_ms: int
     ask_again_ms: int = 0
 
 
@@ -223,10 +224,13 @@ class Restorer:
             return False
         checkpoint = head.checkpoint
         horizon = self._horizon(origin.log) if checkpoint is None else origin.log.first
+        if checkpoint is None and self._repair(partition, origin, commit_offsets):
+            return False
         try:
             chosen = plan(origin.log, origin.committed, origin.note, checkpoint, horizon, self._settings.state, now_ms)
         except CheckpointAheadError as error:
-            self._wait_or_refuse(number, now_ms, error)
+            if not self._may_settle(number, now_ms) and not self._repair(partition, origin, commit_offsets):
+                raise error
             return False
         cold = max(chosen.cold_until_ms, cold_of_builders(head.owners))
         if cold > origin.note.cold_until_ms:
@@ -255,13 +259,50 @@ class Restorer:
             self._begin_replay(partition, job)
         return True
 
-    def _wait_or_refuse(self, number: int, now_ms: int, error: CheckpointAheadError) -> None:
+    def _may_settle(self, number: int, now_ms: int) -> bool:
         """The group's offsets were moved back only if they stay there."""
         unsettled = self._unsettled.setdefault(number, _Unsettled(now_ms + _SETTLE_MS))
-        if now_ms >= unsettled.refuse_ms:
-            raise error
+        if now_ms >= unsettled.until_ms:
+            return False
         unsettled.ask_again_ms = now_ms + _ASK_AGAIN_MS
         self._log.warning("the committed offset is behind the checkpoint: asking again", partition=number)
+        return True
+
+    def _repair(
+        self,
+        partition: Partition,
+        origin: _Origin,
+        commit_offsets: Callable[[Mapping[TopicPartition, CommittedOffset]], None],
+    ) -> bool:
+        """Commits what the group had committed by its scores, where the coordinator has lost it; True if it had.
+
+        An offset that a worker has set carries its note. One without a note was set by a tool, on purpose.
+        """
+        if origin.committed is None or not origin.note.transactional_id or not self._scores_aligned:
+            return False
+        reader = self._client.reader()
+        try:
+            scores = TopicPartition(self._settings.topics.scores, partition.number)
+            scored = behind_the_last_score(reader, scores, origin.log.transactions)
+        finally:
+            reader.close()
+        known = [at for at in (origin.committed, partition.checkpoint, scored) if at is not None]
+        reached = Checkpoint(max(at.transactions for at in known), max(at.labels for at in known))
+        if reached == origin.committed:
+            return False
+        self._log.error(
+            "Kafka has lost offsets that were committed; they are set again behind the last score",
+            partition=partition.number, lost=list(origin.committed), set=list(reached),
+        )  # fmt: skip
+        note = CommitNote(self._transactional_id, reached, (), origin.note.cold_until_ms, partition.of)
+        commit_offsets(
+            {
+                origin.log.transactions: CommittedOffset(reached.transactions, note.encode()),
+                origin.log.labels: CommittedOffset(reached.labels, ""),
+            }
+        )
+        self._unsettled.pop(partition.number, None)
+        return True
 
     def _find_places(self, partition: Partition, job: _Job) -> None:
         """One step of looking for where labels were folded, if that is wanted; then the replay begins."""

@@ -53,37 +53,61 @@ def test_offsets_behind_the_checkpoint_for_a_moment_are_waited_for(clock: Manual
     assert row_differences(cluster.server.rows, rows) == []
 
 
-@pytest.mark.parametrize("all_is_lost", [True, False])
-def test_offsets_that_were_old_when_the_restore_began_are_asked_for_again(
-    clock: ManualClock, all_is_lost: bool
-) -> None:
-    """The checkpoint does not show it: it is missing, or older still."""
-    cluster = Cluster(clock)
-    traffic = Traffic(13, 2)
+class Three:
+    """A partition's life at three moments: with `restore` and `move_offsets`, what a crash of the servers leaves."""
 
-    def offsets_after(rounds: int) -> dict[tuple[str, int], CommittedOffset]:
-        play_in_turns(cluster, unambiguous(traffic, rounds), {})
-        return {(tp.topic, tp.partition): at for tp, at in cluster.broker.group(GROUP).offsets.items()}
+    def __init__(self, clock: ManualClock) -> None:
+        self.cluster, self._traffic = Cluster(clock), Traffic(13, 2)
+        self._offsets_after(10)
+        self.early = self.cluster.server.snapshot()
+        self.old, self.offsets = self._offsets_after(15), self._offsets_after(5)
+        self._before = self._outcome()
 
-    offsets_after(10)
-    early = cluster.server.snapshot()
-    old, offsets = offsets_after(15), offsets_after(5)
-    scored, rows = len(cluster.contents().scores.ordered), dict(cluster.server.rows)
-    cluster.server.restore(early)
-    if all_is_lost:
-        cluster.server.flush_all()
-    cluster.move_offsets(old)
+    def _offsets_after(self, rounds: int) -> dict[tuple[str, int], CommittedOffset]:
+        play_in_turns(self.cluster, unambiguous(self._traffic, rounds), {})
+        return {(tp.topic, tp.partition): at for tp, at in self.cluster.broker.group(GROUP).offsets.items()}
+
+    def _outcome(self) -> tuple[dict[bytes, bytes], int, int]:
+        contents = self.cluster.contents()
+        return dict(self.cluster.server.rows), len(contents.scores.ordered), len(contents.dead_letters.ordered)
+
+    def check(self) -> None:
+        """Nothing was scored twice, every row is as it was, and the group stands where it stood."""
+        rows, *counts = self._outcome()
+        assert counts == list(self._before[1:])
+        assert row_differences(rows, self._before[0]) == []
+        assert self.cluster.committed() == {where: at.offset for where, at in self.offsets.items()}
+
+
+def test_offsets_that_were_old_when_the_restore_began_are_asked_for_again(clock: ManualClock) -> None:
+    """The checkpoint does not show it: it is older still."""
+    three = Three(clock)
+    three.cluster.server.restore(three.early)
+    three.cluster.move_offsets(three.old)
 
     def come_right(point: str) -> None:
         if point == "restore:after_step":
-            cluster.move_offsets(offsets)
+            three.cluster.move_offsets(three.offsets)
 
-    worker = cluster.worker("w0", come_right)
+    worker = three.cluster.worker("w0", come_right)
     turn(worker.run_once, clock, 200)
     assert not worker.restoring()
     worker.finish()
-    assert len(cluster.contents().scores.ordered) == scored
-    assert row_differences(cluster.server.rows, rows) == []
+    three.check()
+
+
+@pytest.mark.parametrize("all_is_lost", [True, False])
+def test_offsets_that_kafka_has_lost_are_set_again_behind_the_last_score(clock: ManualClock, all_is_lost: bool) -> None:
+    """They carry a worker's note: no tool has moved them. Nothing is scored twice, with rows or without."""
+    three = Three(clock)
+    if all_is_lost:
+        three.cluster.server.flush_all()
+    three.cluster.move_offsets(three.old)
+    worker = three.cluster.worker("w0")
+    turn(worker.run_once, clock, 300)
+    assert not worker.restoring()
+    worker.finish()
+    three.check()
 
 
 def test_offsets_moved_forward_are_replayed(clock: ManualClock) -> None:

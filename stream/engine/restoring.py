@@ -101,6 +101,8 @@ class Restorer:
         self._scores_aligned = scores_aligned
         self._keeper, self._pipeline, self._metrics, self._clock = keeper, pipeline, metrics, clock
         self._transactional_id = owner or transactional_id(settings)
+        # Beside a builder the group's workers go on committing: there the offset moves all the time.
+        self._commits = owner is None
         self._fault = fault
         self._jobs: dict[int, _Job] = {}
         self._unsettled: dict[int, _Unsettled] = {}
@@ -160,7 +162,7 @@ class Restorer:
             return False
         if partition.checkpoint != partition.done:
             flush_all()
-        if job.plan.kind != "clean" and not self._is_still_committed(partition, job, consumer):
+        if self._commits and job.plan.kind != "clean" and not self._is_still_committed(partition, job, consumer):
             return False
         self._log.info("restored", partition=partition.number, kind=job.plan.kind, position=list(partition.done))
         self.forget(partition.number)

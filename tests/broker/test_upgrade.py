@@ -190,7 +190,7 @@ def with_domain(deployment: Deployment) -> Any:
 
 def built_by(deployment: Deployment, **settings: object) -> subprocess.CompletedProcess[str]:
     """`riskstream state build` with these settings, as an operator calls it."""
-    command = [sys.executable, "-m", "stream.cli", "state", "build", "--quick-s", "2", "--json"]
+    command = [sys.executable, "-m", "stream.cli", "state", "build", "--quick-s", "5", "--json"]
     variables = os.environ | deployment.environment(**settings)
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=300)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Sequence
@@ -150,6 +151,24 @@ def test_it_never_passes_what_the_group_has_committed(world: World) -> None:
     world.publish(EVENTS[400:], world.settings.topics.transactions)
     assert world.build()[0] == before
     assert len(world.scores()) == 400
+
+
+def test_a_group_that_commits_all_the_while_does_not_hold_it_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the committed offset is asked for it has moved since the last time, and a round ends all the same."""
+    worker, more, stop = world.worker(), payments(5_000, seed=9, accounts=15), threading.Event()
+    ask, asked = CommittedOffsets.committed, [0]
+
+    def moving(self: CommittedOffsets, *arguments: Any, **options: Any) -> Any:
+        asked[0] += 1
+        if asked[0] == 100:
+            stop.set()
+        world.publish(list(itertools.islice(more, 8)), world.settings.topics.transactions)
+        world.run(worker)
+        return ask(self, *arguments, **options)
+
+    monkeypatch.setattr(CommittedOffsets, "committed", moving)
+    world.build(stop=stop)
+    assert asked[0] < 20, "it begins again and again"
 
 
 def test_a_second_call_goes_on_where_the_first_ended(world: World) -> None:

@@ -280,7 +280,9 @@ class Restorer:
 
         An offset that a worker has set carries its note. One without a note was set by a tool, on purpose.
         """
-        if origin.committed is None or not origin.note.transactional_id or not self._scores_aligned:
+        if not self._commits or not self._scores_aligned:
+            return False
+        if origin.committed is None or not origin.note.transactional_id:
             return False
         reader = self._client.reader()
         try:

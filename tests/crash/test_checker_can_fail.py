@@ -102,7 +102,7 @@ def rows_before_commit(patch: pytest.MonkeyPatch) -> None:
         keeper = self._keeper
         for pool in keeper._state.pools():
             heads = {share.partition.number: share.partition.head for share in shares}
-            keeper._write(pool.kind, pool.dirty_slots(list(heads)), heads)
+            keeper._write([(pool.kind, pool.dirty_slots(list(heads)))], heads)
         commit(self, shares, result)
 
     patch.setattr(Worker, "_commit", early)
@@ -182,7 +182,7 @@ def kill(*points: str) -> list[Fault]:
 
 
 QUIET: list[Fault] = []
-HELD = [Fault("flush:after_chunk", hit, "hold") for hit in range(2, 40, 4)]
+HELD = [Fault("flush:after_chunk", hit, "hold") for hit in range(1, 40, 2)]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ HELD = [Fault("flush:after_chunk", hit, "hold") for hit in range(2, 40, 4)]
         (any_row_of_anybody_replaces_any, HELD, "row"),
         (restore_skipped, kill("turn:after_commit"), "features"),
         (labels_replayed_anywhere, kill("turn:after_commit"), "row"),
-        (checkpoint_before_rows, kill("flush:after_chunk"), "row"),
+        (checkpoint_before_rows, kill("flush:after_accounts"), "row"),
         (reading_goes_on_where_it_stood, QUIET, "has 0 scores"),
     ],
 )

@@ -64,7 +64,7 @@ def rows_before_commit() -> None:
         keeper = self._keeper
         heads = {share.partition.number: share.partition.head for share in shares}
         for pool in keeper._state.pools():
-            keeper._write(pool.kind, pool.dirty_slots(list(heads)), heads)
+            keeper._write([(pool.kind, pool.dirty_slots(list(heads)))], heads)
         commit(self, shares, result)
 
     Worker._commit = early

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from tests.broker.harness import until
+from tests.broker.harness import PATIENCE_S, until
 from tests.soak.conftest import MakeScene
 from tests.soak.late import LateWay
 from tests.soak.plants import PLANTS
@@ -36,7 +36,7 @@ def killed_inside_commit(scene: Scene, plants: Sequence[str]) -> list[str]:
     worker.wait_ready()
     worker.order("turn:inside_commit", hit=3)
     scene.publish(120)
-    assert worker.wait_reached(30.0)
+    assert worker.wait_reached(PATIENCE_S), worker.output()
     assert worker.wait_exit() == -signal.SIGKILL
     ahead = scene.rows_ahead()
     successor = scene.worker("w0")
@@ -52,7 +52,7 @@ def zombie_in_mid_flush(scene: Scene, plants: Sequence[str]) -> list[str]:
     scene.deployment.wait_done()
     sleeper.order("flush:after_chunk", act="stop")
     scene.publish(80)
-    assert sleeper.wait_reached(30.0)
+    assert sleeper.wait_reached(PATIENCE_S)
     other = scene.worker("w1")
     scene.publish(80)
     scene.deployment.wait_done()
@@ -84,7 +84,7 @@ def a_write_that_comes_late(scene: Scene, plants: Sequence[str]) -> list[str]:
     scene.deployment.wait_done()
     worker.order("flush:after_accounts", act="stop")
     way.let_through()
-    assert worker.wait_reached(30.0)
+    assert worker.wait_reached(PATIENCE_S)
     way.deliver()
     worker.send(signal.SIGCONT)
     assert worker.terminate() == 0

@@ -14,10 +14,10 @@ from stream.engine.flush import ACCOUNT_EVENTS_PER_TURN, ACCOUNT_LABELS_PER_TURN
 from stream.engine.inputs import within_limit
 from stream.engine.label_places import LabelPlaces
 from stream.engine.last_score import behind_the_last_score
-from stream.engine.partition import CommitNote, Partition, Phase, cold_of_builders, transactional_id
+from stream.engine.partition import BEGINNING, CommitNote, Partition, Phase, cold_of_builders, transactional_id
 from stream.engine.pipeline import Pipeline
 from stream.engine.restore import Log, Plan, Replay, Step, plan
-from stream.errors import CheckpointAheadError, UnavailableError
+from stream.errors import UnavailableError
 from stream.features.batch import EventBatch, LabelBatch
 from stream.features.pool import ArenaFullError
 from stream.kafka.port import CommittedOffset, KafkaClient, TopicPartition
@@ -27,9 +27,9 @@ from stream.state.store import Checkpoint, StateStore
 _DAY_MS = 86_400_000
 _PENDING_WAIT_MS = 500
 """How long the committed offset may hang on a transaction before its producer is taken for dead."""
-_SETTLE_MS, _ASK_AGAIN_MS = 5_000, 200
-"""How long a committed offset behind the checkpoint may be a coordinator that is still loading: a broker that came
-back was seen to answer with old offsets for a second (Apache Kafka 4.1.1 after kill -9)."""
+_LOADING_MS, _SETTLE_MS, _ASK_AGAIN_MS = 20_000, 5_000, 200
+"""How long a committed offset that is too old may be that of a coordinator which still reads its log: Apache Kafka
+4.1.1 was seen to answer meanwhile. Shorter where a tool has set the offset, which will most likely be why."""
 
 
 class GroupOffsets(Protocol):
@@ -70,9 +70,9 @@ class _Job:
 
 @dataclass(slots=True)
 class _Unsettled:
-    """A partition whose committed offset is behind its checkpoint: until when that may be a passing state."""
+    """A partition whose committed offset is too old, which may pass: since when."""
 
-    until_ms: int
+    since_ms: int
     ask_again_ms: int = 0
 
 
@@ -226,14 +226,11 @@ class Restorer:
             return False
         checkpoint = head.checkpoint
         horizon = self._horizon(origin.log) if checkpoint is None else origin.log.first
-        if checkpoint is None and self._repair(partition, origin, commit_offsets):
+        if self._is_behind(partition, origin) and (
+            self._may_settle(partition, origin, now_ms) or self._repair(partition, origin, commit_offsets)
+        ):
             return False
-        try:
-            chosen = plan(origin.log, origin.committed, origin.note, checkpoint, horizon, self._settings.state, now_ms)
-        except CheckpointAheadError as error:
-            if not self._may_settle(number, now_ms) and not self._repair(partition, origin, commit_offsets):
-                raise error
-            return False
+        chosen = plan(origin.log, origin.committed, origin.note, checkpoint, horizon, self._settings.state, now_ms)
         cold = max(chosen.cold_until_ms, cold_of_builders(head.owners))
         if cold > origin.note.cold_until_ms:
             # Before there is a checkpoint, after which nobody would know that history is missing.
@@ -261,13 +258,37 @@ class Restorer:
             self._begin_replay(partition, job)
         return True
 
-    def _may_settle(self, number: int, now_ms: int) -> bool:
-        """The group's offsets were moved back only if they stay there."""
-        unsettled = self._unsettled.setdefault(number, _Unsettled(now_ms + _SETTLE_MS))
-        if now_ms >= unsettled.until_ms:
+    def _is_behind(self, partition: Partition, origin: _Origin) -> bool:
+        """Whether the group had come further than its coordinator says: by W or, where that is missing, by the scores."""
+        reached = partition.checkpoint or self._last_score(partition.number, origin)
+        if reached is None:
+            return False
+        committed = origin.committed or BEGINNING
+        return reached.transactions > committed.transactions or reached.labels > committed.labels
+
+    def _last_score(self, number: int, origin: _Origin) -> Checkpoint | None:
+        """None also for a builder: the group's workers go on while it looks."""
+        if not self._commits or not self._scores_aligned:
+            return None
+        reader = self._client.reader()
+        try:
+            return behind_the_last_score(
+                reader, TopicPartition(self._settings.topics.scores, number), origin.log.transactions
+            )
+        finally:
+            reader.close()
+
+    def _may_settle(self, partition: Partition, origin: _Origin, now_ms: int) -> bool:
+        """Whether to ask again for a while. An offset that a worker has set carries its note; a tool's has none."""
+        patience_ms = _LOADING_MS
+        if origin.committed is not None and not origin.note.transactional_id:
+            # Set back by a tool, with the state dropped: these events are to be scored again.
+            patience_ms = _SETTLE_MS if partition.checkpoint is not None else 0
+        unsettled = self._unsettled.setdefault(partition.number, _Unsettled(now_ms))
+        if now_ms - unsettled.since_ms >= patience_ms:
             return False
         unsettled.ask_again_ms = now_ms + _ASK_AGAIN_MS
-        self._log.warning("the committed offset is behind the checkpoint: asking again", partition=number)
+        self._log.warning("the committed offset is too old: asking again", partition=partition.number)
         return True
 
     def _repair(
@@ -276,24 +297,14 @@ class Restorer:
         origin: _Origin,
         commit_offsets: Callable[[Mapping[TopicPartition, CommittedOffset]], None],
     ) -> bool:
-        """Commits what the group had committed by its scores, where the coordinator has lost it; True if it had.
-
-        An offset that a worker has set carries its note. One without a note was set by a tool, on purpose.
-        """
-        if not self._commits or not self._scores_aligned:
-            return False
+        """Commits what the group had committed by its scores, where the coordinator has lost it; True if it had."""
         if origin.committed is None or not origin.note.transactional_id:
             return False
-        reader = self._client.reader()
-        try:
-            scores = TopicPartition(self._settings.topics.scores, partition.number)
-            scored = behind_the_last_score(reader, scores, origin.log.transactions)
-        finally:
-            reader.close()
-        known = [at for at in (origin.committed, partition.checkpoint, scored) if at is not None]
-        reached = Checkpoint(max(at.transactions for at in known), max(at.labels for at in known))
-        if reached == origin.committed:
+        scored = self._last_score(partition.number, origin)
+        if scored is None:
             return False
+        known = [origin.committed, scored, partition.checkpoint or scored]
+        reached = Checkpoint(max(at.transactions for at in known), max(at.labels for at in known))
         self._log.error(
             "Kafka has lost offsets that were committed; they are set again behind the last score",
             partition=partition.number, lost=list(origin.committed), set=list(reached),

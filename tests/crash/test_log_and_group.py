@@ -104,10 +104,39 @@ def test_offsets_that_kafka_has_lost_are_set_again_behind_the_last_score(clock: 
         three.cluster.server.flush_all()
     three.cluster.move_offsets(three.old)
     worker = three.cluster.worker("w0")
-    turn(worker.run_once, clock, 300)
+    turn(worker.run_once, clock, 600)
     assert not worker.restoring()
     worker.finish()
     three.check()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_coordinator_that_is_loading_while_the_store_is_empty_is_waited_for(clock: ManualClock, gone: bool) -> None:
+    """As after a failure of everything at once: an offset that is missing, or old, is not where the group stands."""
+    three = Three(clock)
+    three.cluster.server.flush_all()
+    three.cluster.move_offsets(three.old)
+    if gone:
+        three.cluster.broker.group(GROUP).offsets.clear()
+    worker = three.cluster.worker("w0")
+    turn(worker.run_once, clock, 100)
+    three.cluster.move_offsets(three.offsets)
+    turn(worker.run_once, clock, 100)
+    assert not worker.restoring()
+    worker.finish()
+    three.check()
+
+
+def test_a_group_that_never_committed_scores_what_another_has_scored(clock: ManualClock) -> None:
+    """Its offsets do not come back: it is a new start, on purpose."""
+    three = Three(clock)
+    three.cluster.server.flush_all()
+    three.cluster.broker.group(GROUP).offsets.clear()
+    before = len(three.cluster.contents().scores.ordered)
+    worker = three.cluster.worker("w0")
+    turn(worker.run_once, clock, 600)
+    worker.finish()
+    assert len(three.cluster.contents().scores.ordered) == 2 * before
 
 
 def test_offsets_moved_forward_are_replayed(clock: ManualClock) -> None:

@@ -259,7 +259,7 @@ class Restorer:
         return True
 
     def _is_behind(self, partition: Partition, origin: _Origin) -> bool:
-        """Whether the group had come further than its coordinator says: by W or, where that is missing, by the scores."""
+        """Whether the group had come further than its coordinator says: by W or, where it is missing, by the scores."""
         reached = partition.checkpoint or self._last_score(partition.number, origin)
         if reached is None:
             return False

@@ -43,7 +43,8 @@ def kafka_rights(settings: Settings, role: Role) -> list[KafkaRight]:
     if role is Role.SOURCE:
         return [KafkaRight("topic", name, "Write") for name in inputs]
     if role is Role.WORKER:
-        read = [*inputs, topics.models] if settings.scoring.library is not None else inputs
+        # The scores tell where labels were folded, and how far the group had come.
+        read = [*inputs, topics.scores, *([topics.models] if settings.scoring.library is not None else [])]
         return [
             *(KafkaRight("topic", name, "Read") for name in read),
             *(KafkaRight("topic", name, "Write") for name in outputs),

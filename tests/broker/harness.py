@@ -26,20 +26,15 @@ from kafka import TopicPartition as VendorPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewPartitions, OffsetSpec
 from kafka.errors import NoError
 from kafka.structs import OffsetAndMetadata
-from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream import app
 from stream.cli import main
-from stream.clock import SystemClock
 from stream.config import load_settings
 from stream.events.moments import moment_text
 from stream.kafka.connect import client_of
-from stream.kafka.memory import MemoryBroker, MemoryKafka
-from stream.kafka.port import CommittedOffset, Headers, KafkaClient, Record, TopicPartition
-from stream.metrics import Metrics
+from stream.kafka.port import CommittedOffset, Headers, Record, TopicPartition
 from stream.stack import ApacheKafka, LocalServer, RedisServer
-from stream.state.memory import MemoryStore
 from stream.state.redis import RedisStore
 from stream.topics import create_topics, plan_topics
 
@@ -47,9 +42,6 @@ PATIENCE_S = 90.0
 START_MS = 1_767_225_600_000
 SESSION_TIMEOUT_S = 6.0
 FAULTY_WORKER = Path(__file__).with_name("faulty_worker.py")
-_ENVELOPE = frozenset({"scored_at", "entity_view_age_ms"})
-"""Fields of a score that tell when it was made, and so differ between two runs."""
-
 _SETTINGS: Mapping[str, object] = {
     "kafka.session_timeout_ms": int(SESSION_TIMEOUT_S * 1000),
     "kafka.heartbeat_interval_ms": 1_000,
@@ -436,58 +428,6 @@ class Deployment:
 
     def _all(self, topic: str) -> list[TopicPartition]:
         return [TopicPartition(topic, number) for number in range(self.partitions)]
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """What is published before the workers are waited for: labels follow the events."""
-
-    events: Sequence[Mapping[str, Any]]
-    labels: Sequence[Mapping[str, Any]] = ()
-
-
-def undisturbed(deployment: Deployment, phases: Sequence[Phase]) -> dict[tuple[str, int, int], dict[str, Any]]:
-    """Scores by origin of one worker in this process, over in-memory ports, that nothing ever disturbs."""
-    settings, topics = deployment.settings, deployment.topics
-    client = MemoryKafka(MemoryBroker(), settings.kafka)
-    admin = client.admin()
-    for topic in (topics.transactions, topics.labels, topics.scores, topics.alerts, topics.dead_letters):
-        admin.create_topic(topic, partitions=deployment.partitions, replication_factor=1, config={})
-    store = MemoryStore(settings.state_namespace, deployment.domain.spec_id)
-    metrics = Metrics(CollectorRegistry())
-    worker = app.build_worker(settings, deployment.domain, client, store, metrics, scorer=None, clock=SystemClock())
-    worker.start()
-    producer, reader = client.plain_producer(), client.reader()
-    inputs = (topics.transactions, topics.labels)
-    partitions = [TopicPartition(topic, number) for topic in inputs for number in range(deployment.partitions)]
-    for phase in phases:
-        for topic, contents in zip(inputs, (phase.events, phase.labels), strict=True):
-            for message in messages_of(contents):
-                producer.produce(topic, message.value, key=message.key)
-            producer.flush()
-            _run_until_done(worker, client, settings.kafka.group, {tp: reader.end_offset(tp) for tp in partitions})
-    worker.finish()
-    reader.assign({TopicPartition(topics.scores, number): 0 for number in range(deployment.partitions)})
-    found: dict[tuple[str, int, int], dict[str, Any]] = {}
-    while records := [record for batch in reader.poll(10_000, 10).values() for record in batch]:
-        outputs = [Output(record, json.loads(record.value or b"")) for record in records]
-        found |= {output.origin: output.content for output in outputs}
-    return found
-
-
-def _run_until_done(worker: Any, client: KafkaClient, group: str, ends: Mapping[TopicPartition, int]) -> None:
-    admin = client.admin()
-    for _ in range(10_000):
-        committed = admin.last_committed(group, list(ends))
-        if all(end == 0 or (tp in committed and committed[tp].offset == end) for tp, end in ends.items()):
-            return
-        worker.run_once()
-    raise AssertionError("the worker in memory does not come to an end")
-
-
-def lasting(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A score without what tells when it was made."""
-    return {name: value for name, value in content.items() if name not in _ENVELOPE}
 
 
 def run_command(environment: Mapping[str, str], *words: object) -> tuple[int, str, str]:

@@ -20,15 +20,13 @@ from tests.broker.harness import (
     FAULTY_WORKER,
     SESSION_TIMEOUT_S,
     Deployment,
-    Phase,
     WorkerProcess,
     label_of,
-    lasting,
     messages_of,
     payments,
-    undisturbed,
     until,
 )
+from tests.broker.undisturbed import Phase, lasting, undisturbed
 from tests.conftest import require
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]

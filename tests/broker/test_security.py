@@ -234,7 +234,7 @@ def test_operators_and_sources_need_no_more_than_theirs(corner: Callable[..., Co
 
 
 # The rights on topics are asked for at the start, of the same admin client whatever kafka.client is.
-@pytest.mark.parametrize(("client", "tried"), [("kafka-python", (0, 2, 5, 6)), ("confluent", (5, 6))])
+@pytest.mark.parametrize(("client", "tried"), [("kafka-python", (0, 3, 6, 7)), ("confluent", (6, 7))])
 def test_each_right_on_kafka_is_needed(corner: Callable[..., Corner], client: str, tried: Sequence[int]) -> None:
     """All but one: the worker ends with 11, and its message says what is missing."""
     names = {"topic": "topics.", "group": "kafka.group", "transactional-id": "transactional id"}
@@ -242,7 +242,7 @@ def test_each_right_on_kafka_is_needed(corner: Callable[..., Corner], client: st
     for number in tried:
         place = corner()
         rights = kafka_rights(place.settings, Role.WORKER)
-        assert len(rights) == 7
+        assert len(rights) == 8
         place.allow(kafka=[right for right in rights if right != rights[number]])
         running.append((place.worker(kafka__client=client), rights[number]))
     for worker, right in running:
@@ -250,9 +250,21 @@ def test_each_right_on_kafka_is_needed(corner: Callable[..., Corner], client: st
         refused(worker, 11, names[right.resource], named, "riskstream rights")
 
 
+def test_a_restore_needs_the_right_to_read_the_scores(corner: Callable[..., Corner]) -> None:
+    place = corner()
+    missing = KafkaRight("topic", place.settings.topics.scores, "Read")
+    place.allow(kafka=[right for right in kafka_rights(place.settings, Role.WORKER) if right != missing])
+    worker = place.worker()
+    worker.wait_ready(300)
+    place.deployment.wait_done()
+    assert worker.terminate() == 0
+    assert place.tool("state", "rebuild", "--yes")[0] == 0
+    refused(place.worker(), 11, "topics.", missing.name, "riskstream rights")
+
+
 def test_the_other_rights_on_topics_are_needed(corner: Callable[..., Corner]) -> None:
     """The same for the remaining topics, without a process for each."""
-    for number in (1, 3, 4):
+    for number in (1, 4, 5):
         place = corner()
         rights = kafka_rights(place.settings, Role.WORKER)
         place.allow(kafka=[right for right in rights if right != rights[number]])

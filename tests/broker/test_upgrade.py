@@ -21,18 +21,8 @@ import pytest
 from stream.config import load_settings
 from tests.broker.conftest import Deploy
 from tests.broker.domain_two import DOMAIN as DOMAIN_TWO
-from tests.broker.harness import (
-    Deployment,
-    Output,
-    Phase,
-    WorkerProcess,
-    label_of,
-    message_of,
-    messages_of,
-    payments,
-    undisturbed,
-    until,
-)
+from tests.broker.harness import Deployment, Output, WorkerProcess, label_of, message_of, messages_of, payments, until
+from tests.broker.undisturbed import Phase, undisturbed
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 

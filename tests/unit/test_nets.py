@@ -266,5 +266,3 @@ def test_a_pruned_training_exports_the_smaller_net_and_says_what_it_cost() -> No
     assert trained.pruning.hidden == (16, 8)
     assert min(trained.pruning.us_per_event) > 0
     assert trained.metrics["validation_average_precision"] > 3 * trained.metrics["validation_fraud_rate"]
-    with pytest.raises(ConfigError, match="choose another --architecture"):
-        smaller(net("cnn"), NetOptions("cnn", hidden=16, embedding=2, width=16), 0.5, DOMAIN.sequence_length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,7 @@ def simulate(
     payments' own clock runs fast: it begins --days ago, or after the newest event that the topic holds, so
     that a second run goes on where the first one ended. Ctrl-C ends it, with exit code 0.
 
-    With --out the payments of --days days (or --events) go to a Parquet file instead, ready for `riskstream
+    With --out the payments of --days days, or --events of them, go to a Parquet file instead, ready for `riskstream
     train` and `riskstream replay`; the attribute `scenario` says which fraud a payment is.
 
     Scenarios: compromised_terminal, stolen_card, account_takeover, card_testing, large_amount, slow_mule.
@@ -64,7 +65,12 @@ def simulate(
         accounts=accounts, seed=seed, fraud_rate=fraud_rate, start_ms=start_ms, mix=scenario_mix(scenario)
     )
     if out is not None:
-        write_simulation(simulation, out, events=events, until_ms=start_ms + days * _DAY_MS, json=json)
+        if events is not None and events > simulation.events_per_day * days:
+            # That many take longer: they begin earlier.
+            days = math.ceil(events / simulation.events_per_day) + 1
+            simulation.start_ms = Simulation.start_before(SystemClock().now_ms(), days)
+        until_ms = None if events is not None else simulation.start_ms + days * _DAY_MS
+        write_simulation(simulation, out, events=events, until_ms=until_ms, json=json)
         return
     publish_simulation(
         settings_from(ctx),

@@ -68,7 +68,9 @@ def publish_simulation(
     summarise(published, json)
 
 
-def write_simulation(simulation: Simulation, out: Path, *, events: int | None, until_ms: int, json: bool) -> None:
+def write_simulation(
+    simulation: Simulation, out: Path, *, events: int | None, until_ms: int | None, json: bool
+) -> None:
     """The simulation as a history file, and its mapping."""
     from stream.cli.history_file import write_history  # pyarrow: for a file alone
 

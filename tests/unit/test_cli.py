@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,16 @@ def history(shell: Shell, tmp_path: Path) -> tuple[Path, Path]:
     assert document["events"] == 2000
     assert document["frauds"] > 0
     return file, Path(document["mapping"])
+
+
+def test_as_many_simulated_events_as_asked_for_and_none_of_the_future(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "history.parquet"
+    document = shell(
+        "simulate", "--events", "9000", "--accounts", "20", "--days", "10", "--out", file, "--json"
+    ).document
+    assert document["events"] == 9000
+    newest = pq.read_table(file, columns=["timestamp"])["timestamp"].to_pylist()[-1]
+    assert newest < datetime.now(UTC)
 
 
 def test_replay_publishes_the_file_and_its_labels(

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 from unittest.mock import patch
 
 import pytest
-from kafka import IsolationLevel
+from kafka import IsolationLevel, KafkaConsumer
 from kafka import TopicPartition as VendorPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewPartitions, OffsetSpec
 from kafka.errors import NoError
@@ -343,6 +343,19 @@ class Deployment:
         """The group's offsets of both inputs, without waiting for open transactions."""
         inputs = [*self._all(self.topics.transactions), *self._all(self.topics.labels)]
         return dict(self.admin.last_committed(self.settings.kafka.group, inputs))
+
+    def stable_committed(self) -> dict[tuple[str, int], int]:
+        """The group's offsets of both inputs, after the transactions that are pending over them. Blocks for them."""
+        consumer = KafkaConsumer(
+            bootstrap_servers=self.settings.kafka.bootstrap_servers, group_id=self.settings.kafka.group,
+            isolation_level="read_committed", enable_auto_commit=False,
+        )  # fmt: skip
+        try:
+            inputs = [*self._all(self.topics.transactions), *self._all(self.topics.labels)]
+            found = {tuple(tp): consumer.committed(VendorPartition(*tp), timeout_ms=20_000) for tp in inputs}
+        finally:
+            consumer.close()
+        return {(topic, number): offset or 0 for (topic, number), offset in found.items()}
 
     def move_offsets(self, offsets: Mapping[TopicPartition, int | CommittedOffset]) -> None:
         """What an operator's tool does: sets the group's offsets while nobody is in it."""

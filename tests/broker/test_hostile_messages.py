@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import pickle
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -33,13 +34,16 @@ class Watch:
     def __init__(self) -> None:
         self.seen: dict[str, object] = {}
         self._awake = False
+        self._others: set[int] = set()
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, arguments: tuple[object, ...]) -> None:
-        if self._awake and event not in HARMLESS:
+        if self._awake and event not in HARMLESS and threading.get_ident() not in self._others:
             self.seen.setdefault(event, arguments)
 
     def begin(self) -> None:
+        # Threads that clients of other tests have left behind go on with what they were at.
+        self._others = {thread.ident or 0 for thread in threading.enumerate()} - {threading.get_ident()}
         self.seen, self._awake = {}, True
 
     def end(self) -> dict[str, object]:

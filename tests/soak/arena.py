@@ -187,12 +187,17 @@ class Arena:
     def check_rows(self) -> None:
         """Invariant 1: no row in Redis is ahead of what is committed (read afterwards).
 
-        What was seen committed once stays so, though a coordinator that is loading answers with less (ADR 0011).
+        What was seen committed once stays so, though a coordinator that is loading answers with less (ADR 0011). And
+        a commit is decided before its marker is in the group's log: who asks in between must wait for it.
         """
         rows = self.state.rows()
-        if self.committed() is not None:
-            topics = checks.Topics(*(getattr(self.deployment.topics, name) for name in checks.Topics._fields))
-            self.seen.complaints += checks.rows_ahead(rows, self._once_committed, topics)
+        if self.committed() is None:
+            return
+        topics = checks.Topics(*(getattr(self.deployment.topics, name) for name in checks.Topics._fields))
+        if checks.rows_ahead(rows, self._once_committed, topics):
+            for where, offset in self.deployment.stable_committed().items():
+                self._once_committed[where] = max(offset, self._once_committed.get(where, 0))
+        self.seen.complaints += checks.rows_ahead(rows, self._once_committed, topics)
 
     def wait_until(self, done: Callable[[], bool], what: str, timeout_s: float = STUCK_S, *allowed: int) -> bool:
         """Waits, supervising; a complaint when it takes too long."""

@@ -235,12 +235,7 @@ class Restorer:
         if cold > origin.note.cold_until_ms:
             # Before there is a checkpoint, after which nobody would know that history is missing.
             note = CommitNote(self._transactional_id, chosen.note.base, chosen.note.pairs, cold, partition.of)
-            commit_offsets(
-                {
-                    origin.log.transactions: CommittedOffset(chosen.end.transactions, note.encode()),
-                    origin.log.labels: CommittedOffset(chosen.end.labels, ""),
-                }
-            )
+            commit_offsets(_offsets(origin.log, chosen.end, note))
         if chosen.clear:
             self._store.clear(number, partition.head)
         partition.phase = Phase.RESTORING
@@ -310,12 +305,7 @@ class Restorer:
             partition=partition.number, lost=list(origin.committed), set=list(reached),
         )  # fmt: skip
         note = CommitNote(self._transactional_id, reached, (), origin.note.cold_until_ms, partition.of)
-        commit_offsets(
-            {
-                origin.log.transactions: CommittedOffset(reached.transactions, note.encode()),
-                origin.log.labels: CommittedOffset(reached.labels, ""),
-            }
-        )
+        commit_offsets(_offsets(origin.log, reached, note))
         self._unsettled.pop(partition.number, None)
         return True
 
@@ -440,3 +430,11 @@ class Restorer:
         except ArenaFullError:
             flush_all()
             self._keeper.load(batch, {partition.number: partition.head})
+
+
+def _offsets(log: Log, at: Checkpoint, note: CommitNote) -> dict[TopicPartition, CommittedOffset]:
+    """What to commit of a partition: its note stands beside the transactions' offset."""
+    return {
+        log.transactions: CommittedOffset(at.transactions, note.encode()),
+        log.labels: CommittedOffset(at.labels, ""),
+    }

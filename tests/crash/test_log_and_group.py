@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stream.clock import ManualClock
+from stream.engine.worker import Worker
 from stream.errors import CheckpointAheadError, LogTruncatedError
 from stream.kafka.port import CommittedOffset, TopicPartition
 from stream.state.store import Checkpoint
@@ -27,32 +28,6 @@ def test_offsets_moved_back_are_refused(clock: ManualClock) -> None:
     assert cluster.server.rows == before
 
 
-def _done(clock: ManualClock) -> tuple[Cluster, dict[tuple[str, int], CommittedOffset]]:
-    """A log that has been worked off, and the group's offsets with their notes."""
-    cluster = Cluster(clock)
-    assert Play(cluster, 13, Traffic(13, 2).chunks(80), []).run() == []
-    return cluster, {(tp.topic, tp.partition): at for tp, at in cluster.broker.group(GROUP).offsets.items()}
-
-
-def _older(offsets: dict[tuple[str, int], CommittedOffset]) -> dict[tuple[str, int], CommittedOffset]:
-    """As the group stood before: what a coordinator answers that has not read its log to the end."""
-    return {where: at._replace(offset=at.offset // 2) for where, at in offsets.items()}
-
-
-def test_offsets_behind_the_checkpoint_for_a_moment_are_waited_for(clock: ManualClock) -> None:
-    cluster, offsets = _done(clock)
-    scored, rows = len(cluster.contents().scores.ordered), dict(cluster.server.rows)
-    cluster.move_offsets(_older(offsets))
-    worker = cluster.worker("w0")
-    turn(worker.run_once, clock, 40)
-    assert worker.restoring()
-    cluster.move_offsets(offsets)
-    turn(worker.run_once, clock, 40)
-    worker.finish()
-    assert len(cluster.contents().scores.ordered) == scored
-    assert row_differences(cluster.server.rows, rows) == []
-
-
 class Three:
     """A partition's life at three moments: with `restore` and `move_offsets`, what a crash of the servers leaves."""
 
@@ -71,12 +46,25 @@ class Three:
         contents = self.cluster.contents()
         return dict(self.cluster.server.rows), len(contents.scores.ordered), len(contents.dead_letters.ordered)
 
-    def check(self) -> None:
-        """Nothing was scored twice, every row is as it was, and the group stands where it stood."""
+    def check(self, worker: Worker, turns: int) -> None:
+        """It comes to rest: nothing was scored twice, every row is as it was, and the group stands where it stood."""
+        turn(worker.run_once, self.cluster.clock, turns)
+        assert not worker.restoring()
+        worker.finish()
         rows, *counts = self._outcome()
         assert counts == list(self._before[1:])
         assert row_differences(rows, self._before[0]) == []
         assert self.cluster.committed() == {where: at.offset for where, at in self.offsets.items()}
+
+
+def test_offsets_behind_the_checkpoint_for_a_moment_are_waited_for(clock: ManualClock) -> None:
+    three = Three(clock)
+    three.cluster.move_offsets(three.old)
+    worker = three.cluster.worker("w0")
+    turn(worker.run_once, clock, 40)
+    assert worker.restoring()
+    three.cluster.move_offsets(three.offsets)
+    three.check(worker, 40)
 
 
 def test_offsets_that_were_old_when_the_restore_began_are_asked_for_again(clock: ManualClock) -> None:
@@ -89,11 +77,7 @@ def test_offsets_that_were_old_when_the_restore_began_are_asked_for_again(clock:
         if point == "restore:after_step":
             three.cluster.move_offsets(three.offsets)
 
-    worker = three.cluster.worker("w0", come_right)
-    turn(worker.run_once, clock, 200)
-    assert not worker.restoring()
-    worker.finish()
-    three.check()
+    three.check(three.cluster.worker("w0", come_right), 200)
 
 
 @pytest.mark.parametrize("all_is_lost", [True, False])
@@ -103,11 +87,7 @@ def test_offsets_that_kafka_has_lost_are_set_again_behind_the_last_score(clock: 
     if all_is_lost:
         three.cluster.server.flush_all()
     three.cluster.move_offsets(three.old)
-    worker = three.cluster.worker("w0")
-    turn(worker.run_once, clock, 600)
-    assert not worker.restoring()
-    worker.finish()
-    three.check()
+    three.check(three.cluster.worker("w0"), 600)
 
 
 @pytest.mark.parametrize("gone", [True, False])
@@ -121,10 +101,7 @@ def test_a_coordinator_that_is_loading_while_the_store_is_empty_is_waited_for(cl
     worker = three.cluster.worker("w0")
     turn(worker.run_once, clock, 100)
     three.cluster.move_offsets(three.offsets)
-    turn(worker.run_once, clock, 100)
-    assert not worker.restoring()
-    worker.finish()
-    three.check()
+    three.check(worker, 100)
 
 
 def test_a_group_that_never_committed_scores_what_another_has_scored(clock: ManualClock) -> None:

@@ -23,8 +23,8 @@ class ScoringNet(nn.Module):
     """
 
     heads: list[str]
-    members: Final[int]
     has_anomaly: Final[bool]
+    """The only constant here: torch writes several in the order of a set, and so not always the same archive."""
     slope: Tensor
     intercept: Tensor
 
@@ -32,7 +32,6 @@ class ScoringNet(nn.Module):
         """`heads` name the columns of each net's answer; with `anomaly` one more of that name follows."""
         super().__init__()
         self.nets = nn.ModuleList(nets)
-        self.members = len(nets)
         self.has_anomaly = anomaly is not None
         if anomaly is not None:
             self.anomaly = anomaly
@@ -45,7 +44,7 @@ class ScoringNet(nn.Module):
         answers: list[Tensor] = []
         for net in self.nets:
             answers.append(net(steps, lengths, aggregates))  # noqa: PERF401  # TorchScript unrolls no comprehension
-        raw = answers[0] if self.members == 1 else torch.stack(answers).mean(dim=0)
+        raw = answers[0] if len(self.nets) == 1 else torch.stack(answers).mean(dim=0)
         if self.has_anomaly:
             raw = torch.cat([raw, self.anomaly(steps, lengths, aggregates)], dim=1)
         return raw

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -58,6 +63,27 @@ def test_every_architecture_scripts_and_ignores_the_padding(architecture: str) -
         np.testing.assert_allclose(values, expected[name], atol=1e-6)
     alone = [program.run(*(part[event : event + 1] for part in batch))["log_odds"][0] for event in range(5)]
     np.testing.assert_allclose(alone, expected["log_odds"][:5], atol=1e-5)
+
+
+def archives() -> dict[str, str]:
+    """What each architecture's archive hashes to."""
+    inputs = random_batch(3, 40, DOMAIN)
+    made = {architecture: net(architecture) for architecture in ARCHITECTURES}
+    return {
+        name: hashlib.sha256(script(ScoringNet([one], one.heads).eval(), inputs)).hexdigest()
+        for name, one in made.items()
+    }
+
+
+def test_an_archive_is_the_same_bytes_whatever_order_sets_have() -> None:
+    command = [sys.executable, "-c", "import json, tests.unit.test_nets as t; print(json.dumps(t.archives()))"]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in ("1", "2", "3")
+    ]
+    one, *others = [json.loads(process.communicate(timeout=300)[0]) for process in started]
+    assert set(one) == set(ARCHITECTURES)
+    assert others == [one, one]
 
 
 @pytest.mark.parametrize("architecture", ["gru-mlp", "cnn", "attention-mlp", "mlp"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,17 +14,19 @@ COMMAND = ["train", "--simulated", "5000", "--accounts", "60", "--fraud-rate", "
 NET = ["--architecture", "mlp", "--no-refit", "--version", "1"]
 
 
-def started(out: Path) -> subprocess.Popen[str]:
+def started(out: Path, hash_seed: int) -> subprocess.Popen[str]:
+    """`hash_seed`: Python's; what hangs on the order of a set comes out differently under another one."""
     command = [sys.executable, "-m", "stream.cli", *COMMAND, *NET, "--out", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_bundle(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    undisturbed = started(whole)
+    undisturbed = started(whole, 1)
     assert undisturbed.wait(600) == 0, undisturbed.communicate()[1]
 
-    process, checkpoint = started(killed), tmp_path / ".killed.checkpoints" / "member-1.npz"
+    process, checkpoint = started(killed, 2), tmp_path / ".killed.checkpoints" / "member-1.npz"
     ends = time.monotonic() + 600
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < ends:
         time.sleep(0.01)
@@ -32,7 +35,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bundle(tmp_path: Path)
     assert checkpoint.exists()
     assert not killed.exists()
 
-    again = started(killed)
+    again = started(killed, 3)
     assert again.wait(600) == 0, again.communicate()[1]
     assert not checkpoint.parent.exists()
     for name in ("golden.npz", "model.ts", "reference.json"):

@@ -92,7 +92,7 @@ class StateBuilder:
 
     def _step(self, number: int) -> bool:
         try:
-            done = self._restorer.step(self._partitions[number], self._offsets, self._flush_all, self._mark_cold)
+            done = self._restorer.step(self._partitions[number], self._offsets, self._flush_all, self)
         except UnavailableError as error:
             self._log.warning("waiting", partition=number, error=str(error))
             return False
@@ -126,7 +126,10 @@ class StateBuilder:
     def _flush_all(self) -> None:
         self._keeper.flush([p for p in self._partitions.values() if p.phase in (Phase.RESTORING, Phase.RUNNING)])
 
-    def _mark_cold(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None:
+    def abort(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None:
+        """The group's log of offsets is not ours, and its workers go on in any case (OffsetWriter)."""
+
+    def commit(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None:
         """History is missing. The group's commits, where a worker notes it, are not ours: the owner's name says it."""
         for (_, number), offset in offsets.items():
             until = CommitNote.decode(offset.metadata).cold_until_ms

@@ -32,6 +32,14 @@ _LOADING_MS, _SETTLE_MS, _ASK_AGAIN_MS = 20_000, 5_000, 200
 4.1.1 was seen to answer meanwhile. Shorter where a tool has set the offset, which will most likely be why."""
 
 
+class OffsetWriter(Protocol):
+    """Transactions of offsets alone. TurnAborted when Kafka is away, or this worker no longer in the group."""
+
+    def commit(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None: ...
+    def abort(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None:
+        """Writes and takes back: nothing changes, but whoever asks afterwards hears of all that was written before."""
+
+
 class GroupOffsets(Protocol):
     """Where a partition's log begins, and what the group has committed: a worker's consumer, as far as needed here."""
 
@@ -107,11 +115,13 @@ class Restorer:
         self._jobs: dict[int, _Job] = {}
         self._unsettled: dict[int, _Unsettled] = {}
         self._ended: set[str] = set()
+        self._is_written_through = False
         self._log = structlog.get_logger("riskstream.restore")
 
     def next_round(self) -> None:
         """A step of each partition follows. In one round a former owner is looked for once, whatever it owned."""
         self._ended.clear()
+        self._is_written_through = False
 
     def forget(self, number: int) -> None:
         """The partition is gone, or begins again."""
@@ -135,15 +145,15 @@ class Restorer:
         partition: Partition,
         consumer: GroupOffsets,
         flush_all: Callable[[], None],
-        commit_offsets: Callable[[Mapping[TopicPartition, CommittedOffset]], None],
+        offsets: OffsetWriter,
     ) -> bool:
         """One step; True when the partition stands at its committed offset, rows flushed.
 
         `flush_all` flushes every partition's rows: all stand at their `done` between two portions.
-        `commit_offsets` commits a new note beside the offsets as they are.
-        UnavailableError (of the store): call again later. CheckpointAheadError, LogTruncatedError: refused.
+        `offsets` commits a new note beside the offsets as they are. UnavailableError (of the store), TurnAborted:
+        call again later. CheckpointAheadError, LogTruncatedError: refused.
         """
-        if partition.number not in self._jobs and not self._begin(partition, consumer, commit_offsets):
+        if partition.number not in self._jobs and not self._begin(partition, consumer, offsets):
             return False
         job = self._jobs[partition.number]
         if job.replay is None:
@@ -162,14 +172,21 @@ class Restorer:
             return False
         if partition.checkpoint != partition.done:
             flush_all()
-        if self._commits and job.plan.kind != "clean" and not self._is_still_committed(partition, job, consumer):
+        if (
+            self._commits
+            and job.plan.kind != "clean"
+            and not self._is_still_committed(partition, job, consumer, offsets)
+        ):
             return False
         self._log.info("restored", partition=partition.number, kind=job.plan.kind, position=list(partition.done))
         self.forget(partition.number)
         return True
 
-    def _is_still_committed(self, partition: Partition, job: _Job, consumer: GroupOffsets) -> bool:
-        """Asked once more at the end; if a loading coordinator had given an older offset, the restore goes on."""
+    def _is_still_committed(
+        self, partition: Partition, job: _Job, consumer: GroupOffsets, offsets: OffsetWriter
+    ) -> bool:
+        """Asked once more at the end; if the coordinator had given an older offset, the restore goes on."""
+        self._write_through(partition.number, offsets)
         origin = self._origin(partition.number, consumer, ())
         if origin is None:
             return False
@@ -183,14 +200,18 @@ class Restorer:
         return True
 
     def untouched(self, partition: Partition, consumer: GroupOffsets) -> bool:
-        """Whether a parked partition comes back as it was left: nobody committed, the store is the same."""
+        """Whether a parked partition comes back as it was left: nobody committed, the store is the same.
+
+        Were C too old, its head would show the owner who has gone on.
+        """
         origin = self._origin(partition.number, consumer, ())
         if origin is None or (origin.committed or origin.log.first) != partition.done:
             return False
         return self._store.load_head(partition.number) == partition.head
 
-    def begin_degraded(self, partition: Partition, consumer: GroupOffsets) -> bool:
-        """The store is away and the policy is not to wait: stand at C without history."""
+    def begin_degraded(self, partition: Partition, consumer: GroupOffsets, offsets: OffsetWriter) -> bool:
+        """The store is away and the policy is not to wait: stand at C without history. TurnAborted: again later."""
+        self._write_through(partition.number, offsets)
         origin = self._origin(partition.number, consumer, ())
         if origin is None:
             return False
@@ -205,18 +226,20 @@ class Restorer:
         self,
         partition: Partition,
         consumer: GroupOffsets,
-        commit_offsets: Callable[[Mapping[TopicPartition, CommittedOffset]], None],
+        offsets: OffsetWriter,
     ) -> bool:
         """Claims and plans; False when Kafka cannot say yet where the partition stands.
 
         The claim comes first: from then on nobody else can change what this partition loads, and W, which is
-        read with it, cannot be newer than the committed offset that is read after it.
+        read with it, cannot be newer than the committed offset that is read after it. Before the claim comes the
+        proof that this worker still is in the group: one that was expelled would take the store from the owner.
         """
         number = partition.number
         now_ms = self._clock.now_ms()
         unsettled = self._unsettled.get(number)
         if unsettled is not None and now_ms < unsettled.ask_again_ms:
             return False
+        self._write_through(number, offsets)
         if partition.head is None:
             partition.head = self._store.claim(number, self._transactional_id, now_ms)
             self._fault("restore:after_claim")
@@ -227,7 +250,7 @@ class Restorer:
         checkpoint = head.checkpoint
         horizon = self._horizon(origin.log) if checkpoint is None else origin.log.first
         if self._is_behind(partition, origin) and (
-            self._may_settle(partition, origin, now_ms) or self._repair(partition, origin, commit_offsets)
+            self._may_settle(partition, origin, now_ms) or self._repair(partition, origin, offsets)
         ):
             return False
         chosen = plan(origin.log, origin.committed, origin.note, checkpoint, horizon, self._settings.state, now_ms)
@@ -235,7 +258,7 @@ class Restorer:
         if cold > origin.note.cold_until_ms:
             # Before there is a checkpoint, after which nobody would know that history is missing.
             note = CommitNote(self._transactional_id, chosen.note.base, chosen.note.pairs, cold, partition.of)
-            commit_offsets(_offsets(origin.log, chosen.end, note))
+            offsets.commit(_offsets(origin.log, chosen.end, note))
         if chosen.clear:
             self._store.clear(number, partition.head)
         partition.phase = Phase.RESTORING
@@ -252,6 +275,16 @@ class Restorer:
         else:
             self._begin_replay(partition, job)
         return True
+
+    def _write_through(self, number: int, offsets: OffsetWriter) -> None:
+        """Once a round, before C is read. TurnAborted: not now.
+
+        Apache Kafka 4.1.1's coordinator goes on after a crash of its broker with offsets from some seconds before,
+        until something is written to their log (ADR 0011). Of the scores' topic, because nobody reads those offsets.
+        """
+        if not self._is_written_through:
+            offsets.abort({TopicPartition(self._settings.topics.scores, number): CommittedOffset(0, "")})
+            self._is_written_through = True
 
     def _is_behind(self, partition: Partition, origin: _Origin) -> bool:
         """Whether the group had come further than its coordinator says: by W or, where it is missing, by the scores."""
@@ -290,7 +323,7 @@ class Restorer:
         self,
         partition: Partition,
         origin: _Origin,
-        commit_offsets: Callable[[Mapping[TopicPartition, CommittedOffset]], None],
+        offsets: OffsetWriter,
     ) -> bool:
         """Commits what the group had committed by its scores, where the coordinator has lost it; True if it had."""
         if origin.committed is None or not origin.note.transactional_id:
@@ -305,7 +338,7 @@ class Restorer:
             partition=partition.number, lost=list(origin.committed), set=list(reached),
         )  # fmt: skip
         note = CommitNote(self._transactional_id, reached, (), origin.note.cold_until_ms, partition.of)
-        commit_offsets(_offsets(origin.log, reached, note))
+        offsets.commit(_offsets(origin.log, reached, note))
         self._unsettled.pop(partition.number, None)
         return True
 

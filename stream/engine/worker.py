@@ -13,8 +13,7 @@ this thread; what takes long or may fail is left to the turn.
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
@@ -25,9 +24,10 @@ from stream.engine.flush import RowKeeper, no_fault
 from stream.engine.inputs import Share
 from stream.engine.partition import METADATA_LIMIT, Partition, Phase, numbers_assigned, transactional_id
 from stream.engine.restoring import Restorer
-from stream.engine.turn import Message, Turn, TurnResult
+from stream.engine.transactions import Transactions
+from stream.engine.turn import Turn, TurnResult
 from stream.errors import DeadLetterError, FatalError, StateLostError, TurnAborted, UnavailableError
-from stream.kafka.port import CommittedOffset, Consumer, KafkaClient, Producer, TopicPartition
+from stream.kafka.port import CommittedOffset, Consumer, KafkaClient, TopicPartition
 from stream.metrics import Metrics
 from stream.scoring.lineup import Change
 from stream.state.store import Checkpoint
@@ -65,11 +65,10 @@ class Worker:
         self._fault, self._count = fault, partitions
         self._partitions: dict[int, Partition] = {}
         self._consumer: Consumer = client.consumer()
-        self._producer: Producer = client.producer(transactional_id(settings))
+        self._transactions = Transactions(client.producer(transactional_id(settings)), self._consumer, metrics, fault)
         self._paused_topics: set[str] = set()
         self._ends: dict[TopicPartition, int] = {}
         self._waiting_for_store = False
-        self._must_abort = False
         self._turns = 0
         self._last_flush = self._last_turn = self._last_done = self._last_lag = clock.monotonic()
         self._log = structlog.get_logger("riskstream.worker")
@@ -108,11 +107,11 @@ class Worker:
                     stop.wait(_RETRY_WAIT_MS / 1000)
             self.finish()
         finally:
-            self._producer.close()
+            self._transactions.close()
 
     def start(self) -> None:
         """Fences a former worker of this id, joins the group."""
-        self._producer.init_transactions()
+        self._transactions.start()
         topics = self._settings.topics
         self._consumer.subscribe([topics.transactions, topics.labels], self)
 
@@ -141,10 +140,10 @@ class Worker:
         self._last_turn = self._clock.monotonic()
         self._metrics.last_turn.set(self._clock.now_ms() / 1000)
         self._poll()
-        self._abort_if_owed()
+        self._transactions.end_failed()
         self._restore_some()
         self._turn.change_models(self._model_changes())
-        if not (self._must_abort or self._must_flush()):
+        if not (self._transactions.failed or self._must_flush()):
             shares = inputs.take(self._in_turn(), self._caught_up(), self._settings.batch.max_events)
             if shares:
                 self._do(shares)
@@ -246,9 +245,7 @@ class Worker:
         try:
             self._commit(shares, result)
         except (TurnAborted, UnavailableError) as error:
-            self._metrics.aborts.inc()
             self._log.warning("transaction aborted", error=str(error))
-            self._must_abort = True
             self._start_over((share.partition for share in shares), error)
             return
         except FatalError as error:
@@ -262,17 +259,6 @@ class Worker:
         self._fault("turn:after_commit")
 
     def _commit(self, shares: list[Share], result: TurnResult) -> None:
-        """Outputs and offsets become visible together, or not at all."""
-        producer = self._producer
-        with self._metrics.stage("produce"):
-            producer.begin()
-            for (topic, number), messages in _by_partition(result.messages).items():
-                if number is not None:
-                    producer.produce_all(topic, number, [(m.key, m.value, m.headers) for m in messages])
-                    continue
-                for message in messages:
-                    producer.produce(topic, message.value, key=message.key, headers=message.headers)
-        self._fault("turn:after_produce")
         offsets: dict[TopicPartition, CommittedOffset] = {}
         for share in shares:
             partition = share.partition
@@ -281,27 +267,11 @@ class Worker:
             if partition.done.labels > before.labels:
                 partition.note_labels(before)
             offsets |= self._offsets_of(partition)
-        with self._metrics.stage("commit"), self._metrics.commit_seconds.time():
-            producer.send_offsets(offsets, self._consumer.group_metadata())
-            self._fault("turn:inside_commit")
-            producer.commit()
-        self._metrics.commits.inc()
+        self._transactions.publish(result.messages, offsets)
 
     def _offsets_of(self, partition: Partition) -> dict[TopicPartition, CommittedOffset]:
         said = partition.committed(transactional_id(self._settings))
         return dict(zip(self._inputs_of([partition.number]), said, strict=True))
-
-    def _commit_offsets(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None:
-        """A transaction of offsets alone. TurnAborted: the restore that asks for it begins again."""
-        if self._must_abort:
-            raise TurnAborted("an earlier transaction has not been ended yet")
-        try:
-            self._producer.begin()
-            self._producer.send_offsets(offsets, self._consumer.group_metadata())
-            self._producer.commit()
-        except (TurnAborted, UnavailableError) as error:
-            self._must_abort = True
-            raise TurnAborted(f"the offsets' note was not committed: {error}") from error
 
     def _when_quiet(self) -> None:
         """While nothing is read or restored, no fetch tells how far the topics have grown: asks them now and then."""
@@ -330,15 +300,9 @@ class Worker:
                 partition.done = Checkpoint(*places)
                 if partition.done.labels > before.labels:
                     partition.note_labels(before)
-                self._commit_offsets(self._offsets_of(partition))
+                self._transactions.commit(self._offsets_of(partition))
             except (TurnAborted, UnavailableError) as error:
                 self._start_over([partition], error)
-
-    def _abort_if_owed(self) -> None:
-        """Ends the transaction that failed. UnavailableError: again at the next turn; nothing is taken before."""
-        if self._must_abort:
-            self._producer.abort()
-            self._must_abort = False
 
     def _start_over(self, partitions: Iterable[Partition], error: Exception) -> None:
         """The error path is the start path: forget the rows, restore."""
@@ -374,8 +338,15 @@ class Worker:
                 self._log.warning("restore waits", partition=partition.number, error=str(error))
                 self._metrics.redis_errors.labels("unavailable").inc()
                 self._waiting_for_store = True
-                degrade = self._settings.state.on_store_unavailable == "degrade"
-                if degrade and self._restorer.begin_degraded(partition, self._consumer):
+                self._degrade(partition)
+            except TurnAborted as error:
+                self._start_over([partition], error)
+
+    def _degrade(self, partition: Partition) -> None:
+        """By policy, a partition that cannot be restored now runs without its history."""
+        if self._settings.state.on_store_unavailable == "degrade":
+            try:
+                if self._restorer.begin_degraded(partition, self._consumer, self._transactions):
                     self._begin_running(partition)
             except TurnAborted as error:
                 self._start_over([partition], error)
@@ -386,7 +357,7 @@ class Worker:
                 self._begin_running(partition)
             else:
                 self._start_over([partition], TurnAborted("somebody else worked on it meanwhile"))
-        elif self._restorer.step(partition, self._consumer, self.flush_all, self._commit_offsets):
+        elif self._restorer.step(partition, self._consumer, self.flush_all, self._transactions):
             self._begin_running(partition)
 
     def _begin_running(self, partition: Partition) -> None:
@@ -489,11 +460,3 @@ class Worker:
     def _inputs_of(self, numbers: Iterable[int]) -> list[TopicPartition]:
         topics = self._settings.topics
         return [TopicPartition(topic, n) for n in numbers for topic in (topics.transactions, topics.labels)]
-
-
-def _by_partition(messages: Iterable[Message]) -> dict[tuple[str, int | None], list[Message]]:
-    """Messages by (topic, partition), in their order."""
-    groups: dict[tuple[str, int | None], list[Message]] = defaultdict(list)
-    for message in messages:
-        groups[message.topic, message.partition].append(message)
-    return groups

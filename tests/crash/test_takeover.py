@@ -26,8 +26,8 @@ def test_a_dead_owner_is_looked_for_once_for_all_its_partitions(
     cluster.publish(Chunk(tuple(traffic.event(account) for account in traffic.accounts)))
     turn(owner.run_once, clock, 40)
     if is_open:
-        owner._producer.begin()
-        owner._producer.produce("risk-scores", b"{}", key=b"a")
+        owner._transactions._producer.begin()
+        owner._transactions._producer.produce("risk-scores", b"{}", key=b"a")
     asked, made = Counter[str](), Counter[str]()
     ask, connect = MemoryBroker.is_abandoned, client.MemoryKafka.reader
 

@@ -128,6 +128,8 @@ def soak(
         tell(arena.seen, None, "the traffic ends, the workers finish")
         finish(arena, traffic)
         outcome.verdicts = judge(arena, tell)
+        if outcome.complaints:
+            arena.kafka.keep_logs()
     outcome.seconds = time.monotonic() - began
     return outcome
 

@@ -47,6 +47,13 @@ class SoakKafka(ApacheKafka):
             subprocess.run(["umount", "--lazy", str(self._log_folder)], check=False)
             self._mounted = False
 
+    def keep_logs(self) -> None:
+        """Ends the broker and copies its logs to where they outlive the file system of their own."""
+        self.kill()
+        if self._mounted:
+            unwanted = shutil.ignore_patterns("ballast", "*.index", "*.timeindex")
+            shutil.copytree(self._log_folder, self._log_folder.with_name("kept-logs"), ignore=unwanted)
+
     def fill_disk(self) -> str:
         """Leaves no room for the next write; says how."""
         if self._mounted:

@@ -24,7 +24,7 @@ from kafka.serializer import Serializer
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from stream.config import KafkaSettings
-from stream.errors import FatalError, FencedError, PartitionLostError, TurnAborted, UnavailableError
+from stream.errors import FatalError, FencedError, TurnAborted, UnavailableError
 from stream.kafka.kafka_python.admin import check_not_replaced
 from stream.kafka.kafka_python.batches import hand_over
 from stream.kafka.kafka_python.connection import KnownTopics, common_options
@@ -278,7 +278,9 @@ class KafkaPythonProducer(_Producing):
         if isinstance(result, FencedError) and self._outlived_its_transaction(cause):
             # The broker has ended it and taken the epoch along: that alone does not make this worker a zombie.
             result = TurnAborted(f"{doing}: the transaction outlived kafka.transaction_timeout_ms")
-        if isinstance(result, TurnAborted) and not isinstance(result, PartitionLostError):
+        if isinstance(result, TurnAborted):
+            # A request that was given up, or sent again, may still reach the broker: a new producer has a new epoch,
+            # and what comes late is refused instead of becoming part of the next transaction.
             self._broken = True
             if isinstance(cause, vendor.RetriableError):
                 self._check_topics()

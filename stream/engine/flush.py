@@ -162,10 +162,10 @@ class RowKeeper:
         self._fault("flush:after_accounts")
         self._write(dirty[1:], heads)
         self._fault("flush:after_entities")
+        reached = {p.number: p.done for p in partitions if p.checkpoint != p.done}
+        written = self._store.write_checkpoints(reached, _known(heads, reached))
         for partition in partitions:
-            if partition.checkpoint != partition.done:
-                head = _owned(heads, partition.number)
-                partition.head = self._store.write_checkpoint(partition.number, head, partition.done)
+            partition.head = written.get(partition.number, partition.head)
             partition.flushed()
         for kind, slots in dirty:
             self._state.mark_clean(kind, slots)

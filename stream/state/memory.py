@@ -105,14 +105,15 @@ class MemoryStore:
         self._require_available()
         return self._held(partition)
 
-    def write_checkpoint(self, partition: int, head: Head, checkpoint: Checkpoint) -> Head:
+    def write_checkpoints(self, checkpoints: Mapping[int, Checkpoint], heads: Mapping[int, Head]) -> dict[int, Head]:
         self._require_available()
-        written = head.written(checkpoint)
+        written = {partition: heads[partition].written(at) for partition, at in checkpoints.items()}
         with self.server.lock:
-            found = self._held(partition)
-            if found != written:
-                require_head(partition, head, found)
-            self.server.heads[self._names.head(partition)] = written
+            for partition, head in written.items():
+                found = self._held(partition)
+                if found != head:
+                    require_head(partition, heads[partition], found)
+                self.server.heads[self._names.head(partition)] = head
         return written
 
     def publish_copies(self, copies: Mapping[int, Mapping[EntityName, bytes]], heads: Mapping[int, Head]) -> None:

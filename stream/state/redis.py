@@ -121,8 +121,8 @@ class RedisStore:
     def load_head(self, partition: int) -> Head | None:
         return _decoded(self._run([("GET", self._names.head(partition))])[0])
 
-    def write_checkpoint(self, partition: int, head: Head, checkpoint: Checkpoint) -> Head:
-        return self._replace_head(partition, head, head.written(checkpoint))
+    def write_checkpoints(self, checkpoints: Mapping[int, Checkpoint], heads: Mapping[int, Head]) -> dict[int, Head]:
+        return self._replace_heads(heads, {number: heads[number].written(at) for number, at in checkpoints.items()})
 
     def publish_copies(self, copies: Mapping[int, Mapping[EntityName, bytes]], heads: Mapping[int, Head]) -> None:
         writes = []
@@ -149,7 +149,8 @@ class RedisStore:
 
     def clear(self, partition: int, head: Head) -> int:
         # W goes first: if this is interrupted, a missing W asks for a rebuild, a stale one would hide the loss.
-        without = self._replace_head(partition, head, head._replace(checkpoint=None))
+        without = head._replace(checkpoint=None)
+        self._replace_heads({partition: head}, {partition: without})
         gone = int(head.checkpoint is not None)
         for names in self._scan(self._names.tag(partition) + b":row:*"):
             command = _call(DELETE_ROWS, [self._names.head(partition), *names], _encoded(without))
@@ -175,11 +176,17 @@ class RedisStore:
     def close(self) -> None:
         self._client.close()
 
-    def _replace_head(self, partition: int, known: Head, new: Head) -> Head:
-        command = _call(REPLACE_HEAD, [self._names.head(partition)], _encoded(known), _encoded(new))
-        found = _decoded(self._run([command])[0])
-        if found != new:
-            require_head(partition, known, found)
+    def _replace_heads(self, known: Mapping[int, Head], new: dict[int, Head]) -> dict[int, Head]:
+        answers = self._run(
+            [
+                _call(REPLACE_HEAD, [self._names.head(number)], _encoded(known[number]), _encoded(head))
+                for number, head in new.items()
+            ]
+        )
+        for (number, head), answer in zip(new.items(), answers, strict=True):
+            found = _decoded(answer)
+            if found != head:
+                require_head(number, known[number], found)
         return new
 
     def _run_as_owner(self, writes: Sequence[_Write]) -> list[int]:

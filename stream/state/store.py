@@ -103,10 +103,11 @@ class StateStore(Protocol):
 
     def load_head(self, partition: int) -> Head | None: ...
 
-    def write_checkpoint(self, partition: int, head: Head, checkpoint: Checkpoint) -> Head:
-        """Writes W if the store still holds `head`; StateLostError if not. One atomic step; returns the new head.
+    def write_checkpoints(self, checkpoints: Mapping[int, Checkpoint], heads: Mapping[int, Head]) -> dict[int, Head]:
+        """Writes W of each partition whose head the store still holds: one round trip; returns the new heads.
 
-        A store that holds the new head already is a success: the client may ask again after a lost answer.
+        StateLostError when the head of one is another; the others' W may be written. Of each partition one atomic
+        step. A store that holds the new head already is a success: the client may ask again after a lost answer.
         """
         ...
 

@@ -30,7 +30,11 @@ class Owner:
         return self.store.write_rows(rows, {partition: self.head(partition) for partition in map(partition_of, rows)})
 
     def write_checkpoint(self, partition: int, checkpoint: Checkpoint) -> None:
-        self.heads[partition] = self.store.write_checkpoint(partition, self.head(partition), checkpoint)
+        self.write_checkpoints({partition: checkpoint})
+
+    def write_checkpoints(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        heads = {partition: self.head(partition) for partition in checkpoints}
+        self.heads |= self.store.write_checkpoints(checkpoints, heads)
 
     def load_checkpoint(self, partition: int) -> Checkpoint | None:
         """W as anybody sees it."""

@@ -117,7 +117,7 @@ def test_of_two_that_write_one_checkpoint_one_wins(backend: Backend, unique: str
     def write(mine: StateStore, head: Head, at: int) -> None:
         barrier.wait()
         try:
-            mine.write_checkpoint(0, head, Checkpoint(at, 0))
+            mine.write_checkpoints({0: Checkpoint(at, 0)}, {0: head})
             outcomes.append("won")
         except StateLostError:
             outcomes.append("lost")
@@ -140,24 +140,35 @@ def test_a_checkpoint_is_written_only_over_the_one_expected(store: Owner) -> Non
     right = store.head(2)
     for wrong in (None, Checkpoint(5, 0), Checkpoint(4, 1)):
         with pytest.raises(StateLostError):
-            store.store.write_checkpoint(2, right._replace(checkpoint=wrong), Checkpoint(6, 1))
+            store.store.write_checkpoints({2: Checkpoint(6, 1)}, {2: right._replace(checkpoint=wrong)})
     with pytest.raises(StateLostError):
-        store.store.write_checkpoint(2, right._replace(epoch=right.epoch + 1), Checkpoint(6, 1))
+        store.store.write_checkpoints({2: Checkpoint(6, 1)}, {2: right._replace(epoch=right.epoch + 1)})
     store.write_checkpoint(2, Checkpoint(2**53 + 1, 2))
     assert store.load_checkpoint(2) == Checkpoint(2**53 + 1, 2)
     assert store.load_checkpoint(1) is None
 
 
+def test_checkpoints_of_several_partitions_are_written_at_once_each_over_its_own_head(store: Owner) -> None:
+    store.write_checkpoints({number: Checkpoint(number, 1) for number in range(4)})
+    assert [store.load_checkpoint(number) for number in range(4)] == [Checkpoint(number, 1) for number in range(4)]
+    heads = {number: store.head(number) for number in range(4)}
+    store.store.claim(3, "group-w9", 2_000)
+    with pytest.raises(StateLostError, match="partition 3"):
+        store.store.write_checkpoints({number: Checkpoint(9, 9) for number in range(4)}, heads)
+    assert store.load_checkpoint(3) == Checkpoint(3, 1)
+    assert store.store.write_checkpoints({}, {}) == {}
+
+
 def test_a_checkpoint_of_a_partition_that_nobody_claimed_is_refused(store: Owner) -> None:
     with pytest.raises(StateLostError):
-        store.store.write_checkpoint(2, Head(1, ("group-w0",), None), Checkpoint(2, 2))
+        store.store.write_checkpoints({2: Checkpoint(2, 2)}, {2: Head(1, ("group-w0",), None)})
 
 
 def test_writing_a_checkpoint_again_is_a_success(store: Owner) -> None:
     """A client that lost the answer asks again."""
     head = store.head(0)
     for _ in range(2):
-        store.store.write_checkpoint(0, head, Checkpoint(5, 1))
+        store.store.write_checkpoints({0: Checkpoint(5, 1)}, {0: head})
     assert store.load_checkpoint(0) == Checkpoint(5, 1)
 
 

@@ -157,7 +157,7 @@ def checkpoint_before_rows(patch: pytest.MonkeyPatch) -> None:
         for p in partitions:
             if p.checkpoint != p.done:
                 assert p.head is not None
-                p.head = self._store.write_checkpoint(p.number, p.head, p.done)
+                p.head = self._store.write_checkpoints({p.number: p.done}, {p.number: p.head})[p.number]
         return write(self, partitions)
 
     patch.setattr(flush.RowKeeper, "flush", w_first)

@@ -385,7 +385,7 @@ def test_state_is_dropped_for_the_partitions_asked_for(
     store = MemoryStore("riskstream", stream.app.load_domain(Settings()).spec_id)
     monkeypatch.setattr(stream.app, "open_store", lambda settings, domain: store)
     for number in range(3):
-        store.write_checkpoint(number, store.claim(number, "riskstream-w0", 0), Checkpoint(5, 0))
+        store.write_checkpoints({number: Checkpoint(5, 0)}, {number: store.claim(number, "riskstream-w0", 0)})
     refused = shell("state", "rebuild", "--partition", "7", "--yes")
     assert refused.code == 2
     document = shell("state", "rebuild", "--partition", "1", "--yes", "--json").document

@@ -22,7 +22,7 @@ def test_a_claim_says_who_was_there_before_and_leaves_the_checkpoint(backend: Ba
     # Asked again after a lost answer: nobody is forgotten.
     second = store.claim(3, "group w1/ä%", 5_000)
     assert second == Head(5_002, ("group w1/ä%", "group-w0"), None)
-    written = store.write_checkpoint(3, second, Checkpoint(7, 1))
+    written = store.write_checkpoints({3: Checkpoint(7, 1)}, {3: second})[3]
     assert written == Head(5_002, ("group w1/ä%",), Checkpoint(7, 1)) == store.load_head(3)
     assert store.claim(3, "group-w0", 9_000) == Head(9_000, ("group-w0", "group w1/ä%"), Checkpoint(7, 1))
     assert store.load_head(4) is None

@@ -163,7 +163,7 @@ class RowKeeper:
         self._write(dirty[1:], heads)
         self._fault("flush:after_entities")
         reached = {p.number: p.done for p in partitions if p.checkpoint != p.done}
-        written = self._store.write_checkpoints(reached, _known(heads, reached))
+        written = self._store.write_checkpoints(reached, _known(heads, reached)) if reached else {}
         for partition in partitions:
             partition.head = written.get(partition.number, partition.head)
             partition.flushed()

@@ -90,7 +90,7 @@ def test_committed_offsets_beside_checkpoints(kafka: KafkaPythonClient, settings
     producer.send_offsets(offsets, consumer.group_metadata())
     producer.commit()
     for number in (0, 1):
-        store.write_checkpoint(number, store.claim(number, "doctor-w0", 0), Checkpoint(number + 1, 0))
+        store.write_checkpoints({number: Checkpoint(number + 1, 0)}, {number: store.claim(number, "doctor-w0", 0)})
     found = [
         (finding.level, finding.message) for finding in examine(settings, kafka, store) if finding.subject == "state"
     ]

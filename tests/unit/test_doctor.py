@@ -243,7 +243,9 @@ def test_the_state_is_held_against_the_offsets_and_the_log(cluster: Cluster, sto
         cluster.commit(number, transactions=10 if number < 7 else 1, labels=3)
     for number, checkpoint in enumerate([(10, 3), (4, 3), None, (11, 3), (1, 3), (10, 4), (10, 2), (1, 3)]):
         if checkpoint is not None:
-            store.write_checkpoint(number, store.claim(number, "riskstream-w0", 0), Checkpoint(*checkpoint))
+            store.write_checkpoints(
+                {number: Checkpoint(*checkpoint)}, {number: store.claim(number, "riskstream-w0", 0)}
+            )
     for number in (4, 7):
         for _ in range(3):
             cluster.broker.append("transactions", b"{}", partition=number)

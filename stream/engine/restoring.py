@@ -13,8 +13,7 @@ from stream.config import Settings
 from stream.engine.flush import ACCOUNT_EVENTS_PER_TURN, ACCOUNT_LABELS_PER_TURN, RowKeeper, no_fault
 from stream.engine.inputs import within_limit
 from stream.engine.label_places import LabelPlaces
-from stream.engine.last_score import behind_the_last_score
-from stream.engine.partition import BEGINNING, CommitNote, Partition, Phase, cold_of_builders, transactional_id
+from stream.engine.partition import CommitNote, Partition, Phase, cold_of_builders, transactional_id
 from stream.engine.pipeline import Pipeline
 from stream.engine.restore import Log, Plan, Replay, Step, plan
 from stream.errors import UnavailableError
@@ -27,9 +26,6 @@ from stream.state.store import Checkpoint, StateStore
 _DAY_MS = 86_400_000
 _PENDING_WAIT_MS = 500
 """How long the committed offset may hang on a transaction before its producer is taken for dead."""
-_LOADING_MS, _SETTLE_MS, _ASK_AGAIN_MS = 20_000, 5_000, 200
-"""How long a committed offset that is too old may be that of a coordinator which still reads its log: Apache Kafka
-4.1.1 was seen to answer meanwhile. Shorter where a tool has set the offset, which will most likely be why."""
 
 
 class OffsetWriter(Protocol):
@@ -76,14 +72,6 @@ class _Job:
                 part.close()
 
 
-@dataclass(slots=True)
-class _Unsettled:
-    """A partition whose committed offset is too old, which may pass: since when."""
-
-    since_ms: int
-    ask_again_ms: int = 0
-
-
 class Restorer:
     """Takes partitions through RESTORING. Blocks at most for one poll of the log per step."""
 
@@ -109,23 +97,20 @@ class Restorer:
         self._scores_aligned = scores_aligned
         self._keeper, self._pipeline, self._metrics, self._clock = keeper, pipeline, metrics, clock
         self._transactional_id = owner or transactional_id(settings)
-        # Beside a builder the group's workers go on committing: there the offset moves all the time.
-        self._commits = owner is None
         self._fault = fault
         self._jobs: dict[int, _Job] = {}
-        self._unsettled: dict[int, _Unsettled] = {}
         self._ended: set[str] = set()
-        self._is_written_through = False
+        self._is_member = False
         self._log = structlog.get_logger("riskstream.restore")
 
     def next_round(self) -> None:
-        """A step of each partition follows. In one round a former owner is looked for once, whatever it owned."""
+        """A step of each partition follows. What is found out once a round: whether a former owner is gone, whatever it
+        owned, and whether this worker is in the group."""
         self._ended.clear()
-        self._is_written_through = False
+        self._is_member = False
 
     def forget(self, number: int) -> None:
         """The partition is gone, or begins again."""
-        self._unsettled.pop(number, None)
         job = self._jobs.pop(number, None)
         if job is not None:
             job.close()
@@ -172,47 +157,20 @@ class Restorer:
             return False
         if partition.checkpoint != partition.done:
             flush_all()
-        if (
-            self._commits
-            and job.plan.kind != "clean"
-            and not self._is_still_committed(partition, job, consumer, offsets)
-        ):
-            return False
         self._log.info("restored", partition=partition.number, kind=job.plan.kind, position=list(partition.done))
         self.forget(partition.number)
         return True
 
-    def _is_still_committed(
-        self, partition: Partition, job: _Job, consumer: GroupOffsets, offsets: OffsetWriter
-    ) -> bool:
-        """Asked once more at the end; if the coordinator had given an older offset, the restore goes on."""
-        self._write_through(partition.number, offsets)
-        origin = self._origin(partition.number, consumer, ())
-        if origin is None:
-            return False
-        if origin.committed != job.origin.committed:
-            self._log.warning(
-                "the committed offset has moved during the restore", partition=partition.number,
-                restored=list(partition.done), committed=list(origin.committed or ()),
-            )  # fmt: skip
-            self.forget(partition.number)
-            return False
-        return True
-
-    def untouched(self, partition: Partition, consumer: GroupOffsets) -> bool:
-        """Whether a parked partition comes back as it was left: nobody committed, the store is the same.
-
-        Were C too old, its head would show the owner who has gone on.
-        """
-        origin = self._origin(partition.number, consumer, ())
+    def untouched(self, partition: Partition, consumer: GroupOffsets, offsets: OffsetWriter) -> bool:
+        """Whether a parked partition comes back as it was left: nobody committed, the store is the same."""
+        origin = self._origin(partition.number, consumer, offsets, ())
         if origin is None or (origin.committed or origin.log.first) != partition.done:
             return False
         return self._store.load_head(partition.number) == partition.head
 
     def begin_degraded(self, partition: Partition, consumer: GroupOffsets, offsets: OffsetWriter) -> bool:
         """The store is away and the policy is not to wait: stand at C without history. TurnAborted: again later."""
-        self._write_through(partition.number, offsets)
-        origin = self._origin(partition.number, consumer, ())
+        origin = self._origin(partition.number, consumer, offsets, ())
         if origin is None:
             return False
         partition.head = None
@@ -231,28 +189,21 @@ class Restorer:
         """Claims and plans; False when Kafka cannot say yet where the partition stands.
 
         The claim comes first: from then on nobody else can change what this partition loads, and W, which is
-        read with it, cannot be newer than the committed offset that is read after it. Before the claim comes the
-        proof that this worker still is in the group: one that was expelled would take the store from the owner.
+        read with it, cannot be newer than the committed offset that is read after it. A worker that was expelled
+        from the group claims nothing: it would take the store from the owner.
         """
         number = partition.number
         now_ms = self._clock.now_ms()
-        unsettled = self._unsettled.get(number)
-        if unsettled is not None and now_ms < unsettled.ask_again_ms:
-            return False
-        self._write_through(number, offsets)
         if partition.head is None:
+            self._require_member(number, offsets)
             partition.head = self._store.claim(number, self._transactional_id, now_ms)
             self._fault("restore:after_claim")
         head = partition.head
-        origin = self._origin(number, consumer, head.owners)
+        origin = self._origin(number, consumer, offsets, head.owners)
         if origin is None:
             return False
         checkpoint = head.checkpoint
         horizon = self._horizon(origin.log) if checkpoint is None else origin.log.first
-        if self._is_behind(partition, origin) and (
-            self._may_settle(partition, origin, now_ms) or self._repair(partition, origin, offsets)
-        ):
-            return False
         chosen = plan(origin.log, origin.committed, origin.note, checkpoint, horizon, self._settings.state, now_ms)
         cold = max(chosen.cold_until_ms, cold_of_builders(head.owners))
         if cold > origin.note.cold_until_ms:
@@ -276,71 +227,18 @@ class Restorer:
             self._begin_replay(partition, job)
         return True
 
+    def _require_member(self, number: int, offsets: OffsetWriter) -> None:
+        """Once a round. TurnAborted when the group has given the partitions to others, unknown to this worker."""
+        if not self._is_member:
+            self._write_through(number, offsets)
+            self._is_member = True
+
     def _write_through(self, number: int, offsets: OffsetWriter) -> None:
-        """Once a round, before C is read. TurnAborted: not now.
-
-        Apache Kafka 4.1.1's coordinator goes on after a crash of its broker with offsets from some seconds before,
-        until something is written to their log (ADR 0011). Of the scores' topic, because nobody reads those offsets.
+        """Before C is read: after a crash of its broker the coordinator of Apache Kafka 4.1.1 was seen to answer with
+        older offsets; once it has written something, it has read its log (ADR 0011). What is written is of the
+        scores' topic, because nobody reads those offsets.
         """
-        if not self._is_written_through:
-            offsets.abort({TopicPartition(self._settings.topics.scores, number): CommittedOffset(0, "")})
-            self._is_written_through = True
-
-    def _is_behind(self, partition: Partition, origin: _Origin) -> bool:
-        """Whether the group had come further than its coordinator says: by W or, where it is missing, by the scores."""
-        reached = partition.checkpoint or self._last_score(partition.number, origin)
-        if reached is None:
-            return False
-        committed = origin.committed or BEGINNING
-        return reached.transactions > committed.transactions or reached.labels > committed.labels
-
-    def _last_score(self, number: int, origin: _Origin) -> Checkpoint | None:
-        """None also for a builder: the group's workers go on while it looks."""
-        if not self._commits or not self._scores_aligned:
-            return None
-        reader = self._client.reader()
-        try:
-            return behind_the_last_score(
-                reader, TopicPartition(self._settings.topics.scores, number), origin.log.transactions
-            )
-        finally:
-            reader.close()
-
-    def _may_settle(self, partition: Partition, origin: _Origin, now_ms: int) -> bool:
-        """Whether to ask again for a while. An offset that a worker has set carries its note; a tool's has none."""
-        patience_ms = _LOADING_MS
-        if origin.committed is not None and not origin.note.transactional_id:
-            # Set back by a tool, with the state dropped: these events are to be scored again.
-            patience_ms = _SETTLE_MS if partition.checkpoint is not None else 0
-        unsettled = self._unsettled.setdefault(partition.number, _Unsettled(now_ms))
-        if now_ms - unsettled.since_ms >= patience_ms:
-            return False
-        unsettled.ask_again_ms = now_ms + _ASK_AGAIN_MS
-        self._log.warning("the committed offset is too old: asking again", partition=partition.number)
-        return True
-
-    def _repair(
-        self,
-        partition: Partition,
-        origin: _Origin,
-        offsets: OffsetWriter,
-    ) -> bool:
-        """Commits what the group had committed by its scores, where the coordinator has lost it; True if it had."""
-        if origin.committed is None or not origin.note.transactional_id:
-            return False
-        scored = self._last_score(partition.number, origin)
-        if scored is None:
-            return False
-        known = [origin.committed, scored, partition.checkpoint or scored]
-        reached = Checkpoint(max(at.transactions for at in known), max(at.labels for at in known))
-        self._log.error(
-            "Kafka has lost offsets that were committed; they are set again behind the last score",
-            partition=partition.number, lost=list(origin.committed), set=list(reached),
-        )  # fmt: skip
-        note = CommitNote(self._transactional_id, reached, (), origin.note.cold_until_ms, partition.of)
-        offsets.commit(_offsets(origin.log, reached, note))
-        self._unsettled.pop(partition.number, None)
-        return True
+        offsets.abort({TopicPartition(self._settings.topics.scores, number): CommittedOffset(0, "")})
 
     def _find_places(self, partition: Partition, job: _Job) -> None:
         """One step of looking for where labels were folded, if that is wanted; then the replay begins."""
@@ -359,7 +257,9 @@ class Restorer:
         )  # fmt: skip
         job.replay = Replay(job.origin.log, chosen, self._client.reader, self._settings.batch.max_events * 4)
 
-    def _origin(self, number: int, consumer: GroupOffsets, owners: Sequence[str]) -> _Origin | None:
+    def _origin(
+        self, number: int, consumer: GroupOffsets, offsets: OffsetWriter, owners: Sequence[str]
+    ) -> _Origin | None:
         """What Kafka says of a partition; None while a transaction hangs over its offset, or Kafka is away.
 
         A worker that died inside a transaction would hold this up until its transaction times out. Its
@@ -374,6 +274,7 @@ class Restorer:
                 transactions, labels, Checkpoint(consumer.first_offset(transactions), consumer.first_offset(labels))
             )
             self._end_abandoned(owners)
+            self._write_through(number, offsets)
             try:
                 found = consumer.committed(transactions, timeout_ms=_PENDING_WAIT_MS)
                 found_labels = consumer.committed(labels, timeout_ms=_PENDING_WAIT_MS)

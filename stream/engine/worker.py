@@ -353,7 +353,7 @@ class Worker:
 
     def _restore_step(self, partition: Partition) -> None:
         if partition.phase is Phase.RETURNED:
-            if self._restorer.untouched(partition, self._consumer):
+            if self._restorer.untouched(partition, self._consumer, self._transactions):
                 self._begin_running(partition)
             else:
                 self._start_over([partition], TurnAborted("somebody else worked on it meanwhile"))

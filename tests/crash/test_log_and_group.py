@@ -6,12 +6,14 @@ import pytest
 
 from stream.clock import ManualClock
 from stream.engine.worker import Worker
-from stream.errors import CheckpointAheadError, LogTruncatedError
+from stream.errors import CheckpointAheadError, LogTruncatedError, UnavailableError
 from stream.kafka.port import CommittedOffset, TopicPartition
+from stream.state.memory import MemoryStore
 from stream.state.store import Checkpoint
 from tests.checker.checks import differences, row_differences
 from tests.crash.cluster import GROUP, TOPICS, Cluster, Killed, Play
 from tests.crash.scenes import Unsure, play_in_turns, turn, unambiguous, unsure
+from tests.crash.small import DOMAIN
 from tests.crash.traffic import Chunk, Traffic
 from tests.crash.undisturbed import compare
 
@@ -57,63 +59,54 @@ class Three:
         assert self.cluster.committed() == {where: at.offset for where, at in self.offsets.items()}
 
 
-def test_offsets_behind_the_checkpoint_for_a_moment_are_waited_for(clock: ManualClock) -> None:
+@pytest.mark.parametrize("store", ["is as it was", "came back older", "is empty"])
+@pytest.mark.parametrize("answers", ["older offsets", "no offsets"])
+def test_a_coordinator_that_has_crashed_is_not_believed_before_something_is_written(
+    clock: ManualClock, store: str, answers: str
+) -> None:
+    """Nothing is refused, and nothing is scored twice, with rows or without."""
     three = Three(clock)
-    three.cluster.move_offsets(three.old)
-    worker = three.cluster.worker("w0")
-    turn(worker.run_once, clock, 40)
-    assert worker.restoring()
-    three.cluster.move_offsets(three.offsets)
-    three.check(worker, 40)
-
-
-def test_offsets_that_were_old_when_the_restore_began_are_asked_for_again(clock: ManualClock) -> None:
-    """The checkpoint does not show it: it is older still."""
-    three = Three(clock)
-    three.cluster.server.restore(three.early)
-    three.cluster.move_offsets(three.old)
-
-    def come_right(point: str) -> None:
-        if point == "restore:after_step":
-            three.cluster.move_offsets(three.offsets)
-
-    three.check(three.cluster.worker("w0", come_right), 200)
-
-
-@pytest.mark.parametrize("all_is_lost", [True, False])
-def test_offsets_that_kafka_has_lost_are_set_again_behind_the_last_score(clock: ManualClock, all_is_lost: bool) -> None:
-    """They carry a worker's note: no tool has moved them. Nothing is scored twice, with rows or without."""
-    three = Three(clock)
-    if all_is_lost:
+    if store == "came back older":
+        three.cluster.server.restore(three.early)
+    elif store == "is empty":
         three.cluster.server.flush_all()
-    three.cluster.move_offsets(three.old)
-    three.check(three.cluster.worker("w0"), 600)
+    old = {TopicPartition(*where): offset for where, offset in three.old.items()}
+    three.cluster.broker.group(GROUP).older = old if answers == "older offsets" else {}
+    three.check(three.cluster.worker("w0"), 400)
 
 
-@pytest.mark.parametrize("gone", [True, False])
-def test_a_coordinator_that_is_loading_while_the_store_is_empty_is_waited_for(clock: ManualClock, gone: bool) -> None:
-    """As after a failure of everything at once: an offset that is missing, or old, is not where the group stands."""
+def test_nor_after_a_crash_while_the_former_owner_is_looked_for(clock: ManualClock) -> None:
+    """What was written before it no longer counts."""
     three = Three(clock)
     three.cluster.server.flush_all()
-    three.cluster.move_offsets(three.old)
-    if gone:
-        three.cluster.broker.group(GROUP).offsets.clear()
-    worker = three.cluster.worker("w0")
-    turn(worker.run_once, clock, 100)
-    three.cluster.move_offsets(three.offsets)
-    three.check(worker, 100)
+    group = three.cluster.broker.group(GROUP)
+    crashed: list[str] = []
+
+    def crash(point: str) -> None:
+        if point == "restore:after_claim" and not crashed:
+            crashed.append(point)
+            group.older = {TopicPartition(*where): offset for where, offset in three.old.items()}
+            raise UnavailableError("the broker has crashed")
+
+    three.check(three.cluster.worker("w0", crash), 400)
+    assert crashed
 
 
-def test_a_group_that_never_committed_scores_what_another_has_scored(clock: ManualClock) -> None:
-    """Its offsets do not come back: it is a new start, on purpose."""
-    three = Three(clock)
-    three.cluster.server.flush_all()
-    three.cluster.broker.group(GROUP).offsets.clear()
-    before = len(three.cluster.contents().scores.ordered)
-    worker = three.cluster.worker("w0")
-    turn(worker.run_once, clock, 600)
-    worker.finish()
-    assert len(three.cluster.contents().scores.ordered) == 2 * before
+def test_a_worker_that_was_expelled_claims_nothing(clock: ManualClock) -> None:
+    """It does not know yet: the store must go on to serve the one who has the partitions."""
+    cluster = Cluster(clock)
+    play_in_turns(cluster, unambiguous(Traffic(13, 2), 10), {})
+    store = MemoryStore(cluster.settings("w1").state_namespace, DOMAIN.spec_id, cluster.server)
+    claimed = [store.load_head(number) for number in range(cluster.partitions)]
+    assert all(claimed)
+
+    def expel(point: str) -> None:
+        if point == "turn:after_poll":
+            cluster.broker.expel(GROUP, "w1")
+
+    worker = cluster.worker("w1", expel)
+    turn(worker.run_once, clock, 10)
+    assert [store.load_head(number) for number in range(cluster.partitions)] == claimed
 
 
 def test_offsets_moved_forward_are_replayed(clock: ManualClock) -> None:

@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument(
         "--variant", choices=("apart", "mixed"), default="apart", help="mixed: partitions share merchants"
     )
-    parser.add_argument("--rate", type=float, default=120.0, help="messages per second, whatever happens")
+    parser.add_argument("--rate", type=float, default=30.0, help="messages per second, whatever happens")
     parser.add_argument("--only", type=int, help="the first so many strikes of the plan")
     parser.add_argument("--plan", action="store_true", help="print the plan and end")
     parser.add_argument("--keep", type=Path, help="folder for logs and data; else a temporary one, kept on failure")

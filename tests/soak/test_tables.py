@@ -180,21 +180,6 @@ def test_w_above_c_is_refused_and_a_rebuild_is_the_way_out(scene: MakeScene) -> 
     assert len(stage.deployment.scores()) > before
 
 
-def test_offsets_that_kafka_has_lost_are_set_again_behind_the_last_score(scene: MakeScene) -> None:
-    """They carry a worker's note, and are older than what the group had committed: no tool has moved them."""
-    stage = scene()
-    first = done(stage)
-    older = stage.deployment.committed()
-    stage.publish(80)
-    stage.deployment.wait_done()
-    assert first.terminate() == 0
-    stage.deployment.move_offsets(older)
-    again = done(stage)
-    assert again.logs("Kafka has lost offsets that were committed; they are set again behind the last score")
-    assert again.terminate() == 0
-    assert stage.complaints() == []
-
-
 # --- the failure table
 
 

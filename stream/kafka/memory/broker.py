@@ -165,6 +165,7 @@ class MemoryBroker:
             group = self.group(metadata.group)
             group.check_metadata(metadata)
             group.pending.setdefault(transactional_id, {}).update(offsets)
+            group.older = None
             transaction.groups.add(group.name)
 
     def end_transaction(self, transactional_id: str, epoch: int, *, committed: bool) -> None:
@@ -228,8 +229,9 @@ class MemoryBroker:
         self, group: str, partitions: Iterable[TopicPartition]
     ) -> Mapping[TopicPartition, CommittedOffset]:
         with self.lock:
-            known = self.group(group).offsets
-            return {TopicPartition(*partition): known[partition] for partition in partitions if partition in known}
+            known = self.group(group)
+            found = {TopicPartition(*partition): known.committed(partition) for partition in partitions}
+            return {partition: offset for partition, offset in found.items() if offset is not None}
 
     def is_abandoned(self, transactional_id: str, group: str, worker_id: str) -> bool:
         """See `stream.kafka.port.Admin`."""

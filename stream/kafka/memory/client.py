@@ -212,7 +212,7 @@ class MemoryConsumer(_Positions):
         """Starts each new partition at its committed offset, unless a transaction that moves it is pending."""
         for partition, position in self._positions.items():
             if position == _UNKNOWN and not self._group.has_pending(partition):
-                committed = self._group.offsets.get(partition)
+                committed = self._group.committed(partition)
                 first = self._broker.log(partition).first_offset
                 self._positions[partition] = first if committed is None else committed.offset
 
@@ -265,7 +265,7 @@ class MemoryConsumer(_Positions):
         with self._broker.lock:
             if not self._broker.wait_until(lambda: not self._group.has_pending(partition), timeout_s):
                 raise UnavailableError(f"a transaction on {partition[0]}-{partition[1]} does not end")
-            return self._group.offsets.get(partition)
+            return self._group.committed(partition)
 
     def group_metadata(self) -> MemoryGroupMetadata:
         member_id = -1 if self._member is None else self._member.member_id

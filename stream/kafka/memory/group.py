@@ -52,8 +52,13 @@ class Group:
     preparing: bool = False
     members: dict[str, Member] = field(default_factory=dict)
     offsets: dict[TopicPartition, CommittedOffset] = field(default_factory=dict)
+    older: Mapping[TopicPartition, CommittedOffset] | None = None
+    """After a crash of the broker: what its coordinator answers until something is written to it."""
     # Transactional id -> offsets that its open transaction will commit.
     pending: dict[str, dict[TopicPartition, CommittedOffset]] = field(default_factory=dict)
+
+    def committed(self, partition: TopicPartition) -> CommittedOffset | None:
+        return (self.offsets if self.older is None else self.older).get(partition)
 
     def join(self, instance_id: str, topics: Sequence[str], now: float, max_poll_interval_s: float) -> Member:
         """Takes the place of the instance id and fences its earlier holder.

@@ -119,9 +119,9 @@ tuning: $(READY) ## the tables of docs/tuning.md, one setting at a time
 profile: $(READY) ## a flame graph of the engine under load: profile.svg; CLIENT=confluent for the fast client
 	$(BIN)/python -m bench.profile --client $(or $(CLIENT),kafka-python) --out profile.svg
 
-soak: $(READY) ## kills, outages and zombies against real servers, then an independent checker: KILLS= SEED= SECONDS= VARIANT=
+soak: $(READY) ## kills, outages and zombies against real servers, then an independent checker: KILLS= SEED= SECONDS= VARIANT= CLIENT=
 	$(BIN)/python -m tests.soak --kills $(or $(KILLS),$(if $(SECONDS),10000,50)) --seed $(or $(SEED),1) $(if $(SECONDS),--seconds $(SECONDS)) \
-	  $(if $(VARIANT),--variant $(VARIANT)) $(if $(RATE),--rate $(RATE)) $(if $(ONLY),--only $(ONLY))
+	  $(if $(VARIANT),--variant $(VARIANT)) $(if $(CLIENT),--client $(CLIENT)) $(if $(RATE),--rate $(RATE)) $(if $(ONLY),--only $(ONLY))
 
 rehearsal: $(READY) ## disasters on real Kafka and Redis under traffic, then the audit; about 3 minutes
 	$(BIN)/python -m bench.rehearsal

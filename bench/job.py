@@ -30,7 +30,7 @@ PARTITIONS = 4
 SEED = 7
 ALERT_RATE = 0.005
 _TRAINING = {"--simulated": "20000", "--accounts": "300", "--seed": "7", "--threads": "1", "--name": "bench"}
-_CALIBRATED_ON = 40_000
+_CALIBRATED_ON = 240_000
 COMMAND = [sys.executable, "-m", "stream.cli"]
 
 
@@ -53,7 +53,12 @@ class Job:
     @cached_property
     def model(self) -> Path:
         """The folder with `bundle` and `policy.yaml`: made the first time, for this spec and torch."""
-        made_of = {"spec_id": self.domain.spec_id, "torch": version("torch"), "training": _TRAINING}
+        made_of = {
+            "spec_id": self.domain.spec_id,
+            "torch": version("torch"),
+            "training": _TRAINING,
+            "over": _CALIBRATED_ON,
+        }
         name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
         folder = cache_folder() / "bench" / name
         with exclusive(folder.with_suffix(".lock")):

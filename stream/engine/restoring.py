@@ -16,7 +16,7 @@ from stream.engine.label_places import LabelPlaces
 from stream.engine.partition import CommitNote, Partition, Phase, cold_of_builders, transactional_id
 from stream.engine.pipeline import Pipeline
 from stream.engine.restore import Log, Plan, Replay, Step, plan
-from stream.errors import UnavailableError
+from stream.errors import CheckpointAheadError, UnavailableError
 from stream.features.batch import EventBatch, LabelBatch
 from stream.features.pool import ArenaFullError
 from stream.kafka.port import CommittedOffset, KafkaClient, TopicPartition
@@ -24,6 +24,8 @@ from stream.metrics import Metrics
 from stream.state.store import Checkpoint, StateStore
 
 _DAY_MS = 86_400_000
+_AHEAD_MS, _ASK_AGAIN_MS = 5_000, 200
+"""How long a committed offset behind the checkpoint is asked for again before it is refused."""
 _PENDING_WAIT_MS = 500
 """How long the committed offset may hang on a transaction before its producer is taken for dead."""
 
@@ -101,6 +103,8 @@ class Restorer:
         self._jobs: dict[int, _Job] = {}
         self._ended: set[str] = set()
         self._is_member = False
+        self._ahead: dict[int, tuple[int, int]] = {}
+        """Partitions with W > C: since when, and when to ask again, in ms."""
         self._log = structlog.get_logger("riskstream.restore")
 
     def next_round(self) -> None:
@@ -111,6 +115,7 @@ class Restorer:
 
     def forget(self, number: int) -> None:
         """The partition is gone, or begins again."""
+        self._ahead.pop(number, None)
         job = self._jobs.pop(number, None)
         if job is not None:
             job.close()
@@ -194,6 +199,8 @@ class Restorer:
         """
         number = partition.number
         now_ms = self._clock.now_ms()
+        if now_ms < self._ahead.get(number, (0, 0))[1]:
+            return False
         if partition.head is None:
             self._require_member(number, offsets)
             partition.head = self._store.claim(number, self._transactional_id, now_ms)
@@ -204,7 +211,17 @@ class Restorer:
             return False
         checkpoint = head.checkpoint
         horizon = self._horizon(origin.log) if checkpoint is None else origin.log.first
-        chosen = plan(origin.log, origin.committed, origin.note, checkpoint, horizon, self._settings.state, now_ms)
+        try:
+            chosen = plan(origin.log, origin.committed, origin.note, checkpoint, horizon, self._settings.state, now_ms)
+        except CheckpointAheadError:
+            # A coordinator that was elected twice in a row was seen to serve before it had read all of its log.
+            since_ms, _ = self._ahead.setdefault(number, (now_ms, 0))
+            if now_ms - since_ms >= _AHEAD_MS:
+                raise
+            self._ahead[number] = since_ms, now_ms + _ASK_AGAIN_MS
+            self._log.warning("the committed offset is behind the checkpoint: asking again", partition=number)
+            return False
+        self._ahead.pop(number, None)
         cold = max(chosen.cold_until_ms, cold_of_builders(head.owners))
         if cold > origin.note.cold_until_ms:
             # Before there is a checkpoint, after which nobody would know that history is missing.

@@ -70,6 +70,7 @@ class Worker:
         self._ends: dict[TopicPartition, int] = {}
         self._waiting_for_store = False
         self._turns = 0
+        self._restore_at = 0.0
         self._last_flush = self._last_turn = self._last_done = self._last_lag = clock.monotonic()
         self._log = structlog.get_logger("riskstream.worker")
 
@@ -329,6 +330,8 @@ class Worker:
     # --- restoring and flushing
 
     def _restore_some(self) -> None:
+        if self._clock.monotonic() < self._restore_at:
+            return
         self._restorer.next_round()
         for partition in [p for p in self._partitions.values() if p.phase not in (Phase.RUNNING, Phase.PARKED)]:
             try:
@@ -340,7 +343,10 @@ class Worker:
                 self._waiting_for_store = True
                 self._degrade(partition)
             except TurnAborted as error:
+                # Whoever is out of the group hears of it by a heartbeat; to ask at once again would only burden Kafka.
+                self._restore_at = self._clock.monotonic() + _RETRY_WAIT_MS / 1000
                 self._start_over([partition], error)
+                return
 
     def _degrade(self, partition: Partition) -> None:
         """By policy, a partition that cannot be restored now runs without its history."""

@@ -342,6 +342,27 @@ def test_what_was_fetched_before_a_pause_comes_back_although_nothing_new_is_writ
     assert len(read(consumer, 290, max_records=100)) == 290
 
 
+@pytest.mark.parametrize("at_once", [10, 1])
+def test_what_is_written_during_a_pause_behind_the_end_comes_afterwards(cluster: Cluster, at_once: int) -> None:
+    """Whoever pauses has been told that a partition ends here, and must not take that for a record."""
+    client = cluster.client()
+    topic = cluster.create_topic(partitions=2)
+    consumer, _ = joined(client, [topic])
+    partitions = [TopicPartition(topic, number) for number in range(2)]
+    for turn in range(3):
+        for partition in partitions:
+            write(client, topic, [b"%d" % turn] * 5, partition=partition.partition)
+        read(consumer, 10, max_records=at_once)
+        for _ in range(5):
+            assert consumer.poll(at_once, 50) == {}
+        consumer.pause(partitions)
+        for partition in partitions:
+            write(client, topic, [b"%d, meanwhile" % turn], partition=partition.partition)
+        assert consumer.poll(at_once, 300) == {}
+        consumer.resume(partitions)
+        assert values(read(consumer, 2, max_records=at_once)) == [b"%d, meanwhile" % turn] * 2
+
+
 def test_a_paused_partition_gives_nothing_that_was_fetched_before(cluster: Cluster) -> None:
     client = cluster.client()
     topic = cluster.create_topic()

@@ -59,6 +59,16 @@ class Three:
         assert self.cluster.committed() == {where: at.offset for where, at in self.offsets.items()}
 
 
+def test_offsets_behind_the_checkpoint_for_a_moment_are_waited_for(clock: ManualClock) -> None:
+    three = Three(clock)
+    three.cluster.move_offsets(three.old)
+    worker = three.cluster.worker("w0")
+    turn(worker.run_once, clock, 40)
+    assert worker.restoring()
+    three.cluster.move_offsets(three.offsets)
+    three.check(worker, 40)
+
+
 @pytest.mark.parametrize("store", ["is as it was", "came back older", "is empty"])
 @pytest.mark.parametrize("answers", ["older offsets", "no offsets"])
 def test_a_coordinator_that_has_crashed_is_not_believed_before_something_is_written(

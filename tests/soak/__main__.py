@@ -54,6 +54,9 @@ def main() -> int:
     parser.add_argument(
         "--variant", choices=("apart", "mixed"), default="apart", help="mixed: partitions share merchants"
     )
+    parser.add_argument(
+        "--client", choices=("kafka-python", "confluent"), default="kafka-python", help="the workers' kafka.client"
+    )
     parser.add_argument("--rate", type=float, default=30.0, help="messages per second, whatever happens")
     parser.add_argument("--only", type=int, help="the first so many strikes of the plan")
     parser.add_argument("--plan", action="store_true", help="print the plan and end")
@@ -84,8 +87,8 @@ def run(planned: Plan, folder: Path, options: argparse.Namespace) -> Outcome:
     try:
         expected_s = options.seconds or 4.0 * len(planned.strikes)
         return soak(
-            planned, folder, zygote, bundle, variant=options.variant, rate=options.rate, seconds=options.seconds,
-            events=int(options.rate * expected_s), tell=Telling(planned),
+            planned, folder, zygote, bundle, variant=options.variant, client=options.client, rate=options.rate,
+            seconds=options.seconds, events=int(options.rate * expected_s), tell=Telling(planned),
         )  # fmt: skip
     finally:
         zygote.close()
@@ -104,6 +107,7 @@ def report(outcome: Outcome, folder: Path, options: argparse.Namespace) -> bool:
     print("to repeat it:")
     print(
         f"  make soak KILLS={options.kills} SEED={options.seed} VARIANT={options.variant} "
+        f"CLIENT={options.client} "
         f"ONLY={len(outcome.struck)} RATE={options.rate:g}"
     )
     return False

@@ -96,6 +96,7 @@ def soak(
     bundle: Path | None,
     *,
     variant: Variant = "apart",
+    client: str = "kafka-python",
     rate: float = 120.0,
     seconds: float | None = None,
     events: int = 200_000,
@@ -103,10 +104,10 @@ def soak(
 ) -> Outcome:
     """Runs the plan until its end or until so many seconds have gone; then judges. Blocks.
 
-    `events`: about how many there will be; their times are spread over two months.
+    `client`: the workers' kafka.client. `events`: about how many there will be; their times are spread over two months.
     """
     began = time.monotonic()
-    settings = {"scoring__bundle": str(bundle)} if bundle is not None else {}
+    settings = {"kafka__client": client} | ({"scoring__bundle": str(bundle)} if bundle is not None else {})
     with Arena(folder, zygote, **settings) as arena:
         outcome = Outcome(plan, arena.seen)
         arena.on_step = lambda: tell(arena.seen, outcome.struck[-1] if outcome.struck else None, "")

@@ -29,6 +29,8 @@ class SoakKafka(ApacheKafka):
         properties = {
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
             "log.segment.bytes": str(16 * 1024 * 1024),
+            # Compacted soon, so that a coordinator has read it before it is elected a second time (docs/guarantees.md).
+            "offsets.topic.segment.bytes": str(1024 * 1024),
             "log.index.size.max.bytes": str(256 * 1024),
         }
         super().__init__(data, heap_mb=700, properties=properties)

@@ -309,6 +309,10 @@ class ConfluentConsumer(_Positions):
 
     def resume(self, partitions: Iterable[TopicPartition]) -> None:
         chosen = list(partitions)
+        for partition in self._assigned.intersection(chosen) & self._positions.keys():
+            # Left to itself librdkafka goes on behind an end of the partition that it told of in a batch, as if that
+            # had been a record, and so skips the next one.
+            self._seek(partition, self._positions[partition])
         with translating("resuming"):
             self._vendor.resume([self._require(partition) for partition in chosen])
         self._paused.difference_update(chosen)

@@ -252,10 +252,9 @@ class Restorer:
 
     def _write_through(self, number: int, offsets: OffsetWriter) -> None:
         """Before C is read: after a crash of its broker the coordinator of Apache Kafka 4.1.1 was seen to answer with
-        older offsets; once it has written something, it has read its log (ADR 0011). What is written is of the
-        scores' topic, because nobody reads those offsets.
+        older offsets; what it takes in the name of this member it has read so far (ADR 0011).
         """
-        offsets.abort({TopicPartition(self._settings.topics.scores, number): CommittedOffset(0, "")})
+        offsets.abort({TopicPartition(self._settings.topics.labels, number): CommittedOffset(0, "")})
 
     def _find_places(self, partition: Partition, job: _Job) -> None:
         """One step of looking for where labels were folded, if that is wanted; then the replay begins."""

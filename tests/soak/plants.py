@@ -77,11 +77,15 @@ def offsets_outside_the_transaction() -> None:
 
     def remembered(self: Worker, *arguments: Any) -> None:
         current[:] = [self]
-        commit(self, *arguments)
+        try:
+            commit(self, *arguments)
+        finally:
+            current.clear()
 
     def at_once(self: KafkaPythonProducer, offsets: Mapping[TopicPartition, CommittedOffset], group: Any) -> None:
         own = {VendorPartition(*tp): OffsetAndMetadata(o.offset, o.metadata, -1) for tp, o in offsets.items()}
-        current[0]._consumer._vendor.commit(own)
+        for worker in current:
+            worker._consumer._vendor.commit(own)
         send(self, offsets, group)
 
     Worker._commit, KafkaPythonProducer.send_offsets = remembered, at_once

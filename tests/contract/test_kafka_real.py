@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Literal, cast
 
 import pytest
+from confluent_kafka import KafkaError
 from kafka import TopicPartition as VendorPartition
 from kafka.coordinator.consumer import ConsumerCoordinator
 from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 
-from stream.errors import FatalError, NotAuthorisedError, TurnAborted, UnavailableError
+from stream.errors import FatalError, LogTruncatedError, NotAuthorisedError, TurnAborted, UnavailableError
+from stream.kafka.confluent.consumer import ConfluentConsumer
 from stream.kafka.connect import client_of
 from stream.kafka.kafka_python.consumer import KafkaPythonConsumer
 from stream.kafka.kafka_python.producer import KafkaPythonProducer
@@ -150,6 +152,39 @@ def test_a_share_without_a_byte_is_no_partition_until_the_next_join(
     until(lambda: len(consumer.assignment()) == 2, consumer)
     assert answers == []
     assert [kind for kind, partitions in heard.events if partitions] == ["assigned"]
+
+
+class GivenUp:
+    """What librdkafka tells of a partition whose position it holds for one outside the log."""
+
+    def __init__(self, partition: TopicPartition) -> None:
+        self._where = partition
+
+    def error(self) -> KafkaError:
+        return KafkaError(KafkaError._AUTO_OFFSET_RESET)
+
+    def topic(self) -> str:
+        return self._where.topic
+
+    def partition(self) -> int:
+        return self._where.partition
+
+
+@pytest.mark.parametrize("kind", ["confluent"])
+def test_a_partition_that_librdkafka_gave_up_by_mistake_is_read_on(cluster: RealCluster) -> None:
+    """As after a crash of its broker. Where the position really is outside the log it is an error (test_kafka_port)."""
+    client, topic = cluster.client(), cluster.create_topic()
+    partition = TopicPartition(topic, 0)
+    write(client, topic, [b"%d" % number for number in range(10)])
+    consumer, _ = joined(client, [topic])
+    assert isinstance(consumer, ConfluentConsumer)
+    assert values(read(consumer, 4, max_records=4)) == [b"%d" % number for number in range(4)]
+    assert consumer._noted(GivenUp(partition)) is None
+    assert values(read(consumer, 6)) == [b"%d" % number for number in range(4, 10)]
+    consumer._positions[partition] = 11
+    consumer._noted(GivenUp(partition))
+    with pytest.raises(LogTruncatedError):
+        consumer.poll(10, 100)
 
 
 def test_short_polls_do_not_make_the_group_rebalance_again(cluster: RealCluster) -> None:

@@ -109,12 +109,22 @@ def rows_before_commit(patch: pytest.MonkeyPatch) -> None:
 
 
 def offsets_outside_the_transaction(patch: pytest.MonkeyPatch) -> None:
-    send = MemoryProducer.send_offsets
+    commit, send = Worker._commit, MemoryProducer.send_offsets
+    of_a_turn: list[Worker] = []
+
+    def remembered(self: Worker, *arguments: Any) -> None:
+        of_a_turn.append(self)
+        try:
+            commit(self, *arguments)
+        finally:
+            of_a_turn.clear()
 
     def at_once(self: MemoryProducer, offsets: dict[TopicPartition, CommittedOffset], group: Any) -> None:
         send(self, offsets, group)
-        self._broker.group(group.group).offsets.update(offsets)
+        if of_a_turn:
+            self._broker.group(group.group).offsets.update(offsets)
 
+    patch.setattr(Worker, "_commit", remembered)
     patch.setattr(MemoryProducer, "send_offsets", at_once)
 
 

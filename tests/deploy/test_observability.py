@@ -270,6 +270,9 @@ def test_the_figures_of_quality_are_those_of_a_slow_look_at_the_topics(scene: Sc
     ]
     expected = naive_counts(scores, labels, maturity_ms=MATURITY_DAYS * DAY_MS, window_ms=7 * DAY_MS, model="tiny@7")
     assert expected["labelled_fraud"] > 10
+    shown = {"kind": "scored", "model": "tiny@7", "window": "7d"}
+    # A lag of nothing is that of the last time it looked.
+    until(lambda: scene.quality.metric("riskstream_quality_events", **shown) >= expected["scored"], "all is counted")
     for kind in ("scored", "suspicious", "declined", "labelled_fraud"):
         got = scene.quality.metric("riskstream_quality_events", kind=kind, model="tiny@7", window="7d")
         assert got == expected[kind], kind

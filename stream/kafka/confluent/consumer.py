@@ -83,7 +83,8 @@ class _Positions:
     _timeout_s: float
     _positions: dict[TopicPartition, int]
     _paused: set[TopicPartition]
-    _stopped: set[TopicPartition]
+    _stopped: dict[TopicPartition, KafkaError]
+    """Partitions that librdkafka has given up: as far as it knows their positions are not in the log. With its word."""
 
     def first_offset(self, partition: TopicPartition) -> int:
         return self._ends(partition)[0]
@@ -101,6 +102,7 @@ class _Positions:
 
     def _take(self, max_records: int, timeout_ms: int) -> tuple[dict[TopicPartition, list[Fetched]], Exception | None]:
         """Waits for one message, then takes what is there; with the first error among them."""
+        self._start_stopped()
         first = self._vendor.poll(timeout_ms / 1000)
         if first is None:
             return {}, None
@@ -142,9 +144,8 @@ class _Positions:
             return None
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             partition = TopicPartition(message.topic(), message.partition())
-            self._stopped.add(partition)
-            if partition in self._paused:
-                return None  # fetched before it was paused; whoever paused it chooses where it goes on
+            self._stopped[partition] = error
+            return None
         if error.code() == KafkaError._MAX_POLL_EXCEEDED or error.retriable():
             return None
         return translated(error, f"reading {message.topic()}" if message.topic() else "polling")
@@ -167,6 +168,19 @@ class _Positions:
                 time.sleep(_SEEK_AGAIN_S)
         self._positions[partition] = offset
 
+    def _start_stopped(self) -> None:
+        """After a crash of a broker librdkafka may be wrong. LogTruncatedError if it is not.
+
+        Whoever has paused a partition chooses where it goes on.
+        """
+        stopped = {tp: error for tp, error in self._stopped.items() if tp not in self._paused}
+        for partition, error in stopped.items():
+            first, end = self._ends(partition)
+            if not first <= self._positions.get(partition, -1) <= end:
+                raise translated(error, f"reading {partition[0]}")
+        if stopped:
+            self._assign_anew()
+
     def _assign_anew(self) -> None:
         """The same partitions, each from its position: the only way to start one again that has stopped."""
         everything = [TopicPartition(tp.topic, tp.partition) for tp in self._vendor.assignment()]
@@ -186,7 +200,7 @@ class ConfluentConsumer(_Positions):
         self._background = Background()
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._positions = {}
-        self._paused, self._stopped = set(), set()
+        self._paused, self._stopped = set(), {}
         self._rebalanced = self._closing = False
         options = {
             **_consumer_options(settings, self._background),
@@ -278,7 +292,7 @@ class ConfluentConsumer(_Positions):
 
     def _forget(self) -> None:
         self._assigned = frozenset()
-        self._positions, self._paused, self._stopped = {}, set(), set()
+        self._positions, self._paused, self._stopped = {}, set(), {}
 
     def _listening(self) -> RebalanceListener:
         assert self._listener is not None  # no rebalance before subscribe
@@ -316,7 +330,7 @@ class ConfluentConsumer(_Positions):
         with translating("resuming"):
             self._vendor.resume([self._require(partition) for partition in chosen])
         self._paused.difference_update(chosen)
-        if self._stopped.intersection(chosen):
+        if self._stopped.keys() & set(chosen):
             self._assign_anew()
 
     def _require(self, partition: TopicPartition) -> VendorPartition:
@@ -366,7 +380,7 @@ class ConfluentReader(_Positions):
         self._topics = topics
         self._timeout_s = settings.request_timeout_ms / 1000
         self._background = Background()
-        self._positions, self._paused, self._stopped = {}, set(), set()
+        self._positions, self._paused, self._stopped = {}, set(), {}
         # librdkafka wants a group's name, and never speaks of it as long as nothing is committed.
         options = {**_consumer_options(settings, self._background), "group.id": f"riskstream-reader-{uuid.uuid4().hex}"}
         with translating("connecting to Kafka"):

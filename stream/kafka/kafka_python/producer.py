@@ -5,8 +5,8 @@ Inside a transaction every failure that is not fatal aborts the turn. Two things
 * A record that could not be delivered in time fails its future and nothing else: committing then
   would lose it. `commit` looks at every future of the transaction first.
 * The vendor's commit and abort wait without limit while a broker is away. Here they give up after
-  the request and the transaction timeout; a commit whose outcome is unknown is a TurnAborted, and
-  `abort` then makes a new producer, whose `init_transactions` waits until the outcome is settled.
+  the request and the transaction timeout. After any TurnAborted, a commit of unknown outcome too, `abort`
+  makes a new producer, whose `init_transactions` waits until the outcome is settled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The soak of every CI run: 50 kills, every named point, every fault; `make soak` is the long one."""
+"""The soaks of every CI run, one of each client: every named point, every fault; `make soak` is the long one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from tests.soak.workers import Zygote
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.slow]
 
-KILLS, SEED = 50, 4
+RATE = 60.0
 
 
-def test_nothing_lost_nothing_twice_nothing_different(zygote: Zygote, bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("client", "kills", "seed"), [("kafka-python", 50, 4), ("confluent", 11, 5)])
+def test_nothing_lost_nothing_twice_nothing_different(
+    client: str, kills: int, seed: int, zygote: Zygote, bundle: Path, tmp_path: Path
+) -> None:
     for server in (ApacheKafka, RedisServer):
         require(server)
-    outcome = soak(plan(SEED, KILLS, long_s=5.0), tmp_path / "soak", zygote, bundle, rate=60.0, events=30_000)
+    outcome = soak(
+        plan(seed, kills, long_s=5.0), tmp_path / "soak", zygote, bundle, client=client, rate=RATE, events=30_000
+    )
     summary = outcome.summary()
     print(json.dumps(summary))
-    repeat = f"make soak KILLS={KILLS} SEED={SEED} RATE=60 ONLY={len(outcome.struck)}"
+    repeat = f"make soak KILLS={kills} SEED={seed} CLIENT={client} RATE={RATE:g} ONLY={len(outcome.struck)}"
     assert outcome.complaints == [], f"repeat it with: {repeat}"
-    assert summary["kills"] >= KILLS
+    assert summary["kills"] >= kills
     assert set(summary["faults"]) >= set(OTHERS)
     assert set(summary["points"]) == set(POINTS), "a worker died at every named point"
     assert summary["compared_whole"] == summary["scored"] > 1_000

@@ -11,7 +11,7 @@ from bench.processes import WorkerProcess, between, deployed
 
 SIZES = (10_000, 100_000, 1_000_000, 3_000_000)
 ARENA = 65_536
-_EVENTS, _QUICK_EVENTS = 90_000, 40_000
+_EVENTS, _QUICK_EVENTS = 60_000, 40_000
 _BURN_IN = 0.6
 _ZIPF, _ZIPF_SHIFT = 1.5, 50
 """Account k gets a share that goes with (k + 50)^-1.5: no account is more than 1 % of the events, and of three

@@ -33,7 +33,7 @@ def run(job: Job, *, quick: bool) -> dict[str, Any]:
         until_ms=int(batch.time_ms[-1]) + 1,
         label_delay_ms=7 * 86_400_000,
         alert_rate=job.domain.alert_rate,
-        fit=FitOptions(epochs=1, epoch_events=20_000),
+        fit=FitOptions(epochs=1, epoch_events=(20_000, 20_000)),
     )
     train(dataset, options, note)
     steps = [(cpu, done) for stage, cpu, done in seen if stage == "train"]

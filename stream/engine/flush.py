@@ -109,10 +109,11 @@ class RowKeeper:
         ]
         if not names:
             return
-        copies = iter(self._store.read_copies(names))
+        own = {kind: self._state.pool(kind).partition_of(slots).tolist() for kind, slots in stale.items()}
+        copies = iter(self._store.read_copies(names, [number for numbers in own.values() for number in numbers]))
         for kind, slots in stale.items():
             rows, found = self._state.entities[kind], list(islice(copies, len(slots)))
-            rows.set_others(slots, found, rows.pool.partition_of(slots).tolist(), now_ms)
+            rows.set_others(slots, found, own[kind], now_ms)
 
     def measure(self) -> None:
         """Sets the gauges of the rows in memory."""

@@ -192,9 +192,9 @@ class EntityValues:
 
         def compute() -> I64:
             genuine = self._days("day_count")[:, self.rows.delay :] > 0
-            chosen = self._judged
-            frauds = np.maximum(self._judged_days("day_fraud")[:, self.rows.delay :], 0)
-            genuine[chosen] = self._days("day_count")[chosen, self.rows.delay :] > frauds
+            if len(chosen := self._judged):
+                frauds = np.maximum(self._judged_days("day_fraud")[:, self.rows.delay :], 0)
+                genuine[chosen] = self._days("day_count")[chosen, self.rows.delay :] > frauds
             newest = self.rows.delay + genuine.argmax(axis=1)
             return np.where(genuine.any(axis=1), newest, self.rows.length)
 
@@ -202,12 +202,12 @@ class EntityValues:
 
     def _streaks(self, unexplained: bool) -> tuple[F64, F64]:
         """Length and age of the streak of each group: (G,) each."""
-        frauds, place = (
-            self._judged_days("day_unexplained" if unexplained else "day_fraud"),
-            np.arange(self.rows.length),
-        )
-        streak = (frauds > 0) & (place < self._newest_genuine()[self._judged, None])
         length, age = np.zeros(len(self._group_first)), np.full(len(self._group_first), np.nan)
+        if not len(self._judged):
+            return length, age
+        frauds = self._judged_days("day_unexplained" if unexplained else "day_fraud")
+        place = np.arange(self.rows.length)
+        streak = (frauds > 0) & (place < self._newest_genuine()[self._judged, None])
         length[self._judged] = np.where(streak, frauds, 0).sum(axis=1)
         oldest = np.where(streak, place, -1).max(axis=1)
         age[self._judged] = np.where(oldest >= 0, oldest, np.nan)
@@ -237,7 +237,8 @@ class EntityValues:
     def _frauds_in(self, name: str, start: int, end: int) -> I64:
         """(G,): of the days in [start, end) back."""
         frauds = np.zeros(len(self._group_first), dtype=np.int64)
-        frauds[self._judged] = np.maximum(self._judged_days(name)[:, start:end].sum(axis=1), 0)
+        if len(self._judged):
+            frauds[self._judged] = np.maximum(self._judged_days(name)[:, start:end].sum(axis=1), 0)
         return frauds
 
     # --- days by group

@@ -148,7 +148,7 @@ end
 return all
 """
 )
-"""KEYS: hashes of copies. ARGV: for each the partition that is not wanted. Returns a flat list of field and value per key.
+"""KEYS: hashes of copies. ARGV: for each the partition that is not wanted. Returns flat lists of field and value.
 
 Most devices and addresses have one copy, the reader's own: it is not even read.
 """

@@ -68,7 +68,7 @@ class Source:
                 "channel": "pos",
                 "device_id": f"d{draw.randrange(DEVICES)}",
             }
-            key, value = event["account_id"].encode(), orjson.dumps(event)
+            key, value = f"a{account}".encode(), orjson.dumps(event)
             kind = draw.random()
             found.append(("transactions", key, value[:-9] if kind < 0.001 else value))
             if kind > 0.995:

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -32,7 +33,7 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def on_servers(name: str, bundle: Path | None, **settings: object) -> Iterator[Deployment]:
+def on_servers(name: str, bundle: Path | None, **settings: Any) -> Iterator[Deployment]:
     """Kafka, Redis and the settings of the run's workers; all of it is thrown away at the end."""
     with tempfile.TemporaryDirectory(prefix=f"riskstream-{name}-") as folder:
         job = Job(Path(folder), bundle)

@@ -209,7 +209,7 @@ def _wide(document: Document, rng: random.Random) -> bytes:
 
 def _many_fields(document: Document, rng: random.Random) -> bytes:
     count = rng.choice([20, 1_000, 4_500])
-    value = rng.choice([0, None, "x", 1.5, [], {}, "\u0000"])
+    value: object = rng.choice([0, None, "x", 1.5, [], {}, "\u0000"])
     return _text({**document, **{f"{rng.randrange(10**7):x}": value for _ in range(count)}}, rng)
 
 

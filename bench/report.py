@@ -59,7 +59,7 @@ def _accounts(case: dict[str, Any] | None) -> float | None:
     if case is None:
         return None
     zipf = [figures["worker_us"] for name, figures in case["by"].items() if name.startswith("zipf")]
-    return zipf[-1] / zipf[0]
+    return float(zipf[-1] / zipf[0])
 
 
 def _divided(above: float | None, below: float | None) -> float | None:

@@ -54,7 +54,7 @@ def main() -> int:
             for value in values:
                 figures = _throughput(job, setting, value)
                 if name in _LATENCY_TOO:
-                    given: dict[str, object] = {"kafka__client": _CLIENT, setting: value}
+                    given: dict[str, Any] = {"kafka__client": _CLIENT, setting: value}
                     client = str(given.pop("kafka__client"))
                     figures |= of_rate(job, _RATE, _SECONDS, client, **given)
                 found[f"{name} {value}"] = figures

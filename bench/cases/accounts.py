@@ -52,7 +52,8 @@ def drawn(law: str, size: int, count: int) -> np.ndarray[tuple[int], np.dtype[np
     if law == "uniform":
         return rng.integers(0, size, count)
     cumulative = np.cumsum((np.arange(size) + 1.0 + _ZIPF_SHIFT) ** -_ZIPF)
-    return np.searchsorted(cumulative, rng.random(count) * cumulative[-1])
+    found: np.ndarray[tuple[int], np.dtype[np.int64]] = np.searchsorted(cumulative, rng.random(count) * cumulative[-1])
+    return found
 
 
 def _rows(worker: WorkerProcess) -> dict[str, float]:

@@ -20,7 +20,7 @@ def run_fast(job: Job, *, quick: bool) -> dict[str, Any]:
     return of_client(job, "confluent", quick=quick)
 
 
-def of_client(job: Job, client: str, *, quick: bool, **settings: object) -> dict[str, Any]:
+def of_client(job: Job, client: str, *, quick: bool, **settings: Any) -> dict[str, Any]:
     """A backlog is waiting; the first half brings the rows into memory, the second half counts."""
     count = _QUICK_EVENTS if quick else _EVENTS
     before = unit(job, repeats=3)

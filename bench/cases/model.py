@@ -27,14 +27,14 @@ def unit(job: Job, *, repeats: int = _REPEATS) -> list[float]:
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated; it is the serving format on purpose
-        module = torch.jit.load(str(job.bundle / "model.ts")).eval()
+        module = torch.jit.load(str(job.bundle / "model.ts")).eval()  # type: ignore[no-untyped-call]
     rng = np.random.default_rng(1)
     domain = job.domain
     steps = torch.from_numpy(rng.random((BATCH, domain.sequence_length, len(domain.step_columns)), dtype=np.float32))
     lengths = torch.from_numpy(rng.integers(1, domain.sequence_length + 1, BATCH))
     aggregates = torch.from_numpy(rng.random((BATCH, len(domain.aggregate_columns)), dtype=np.float32))
     rates = []
-    with torch.inference_mode(), torch.jit.optimized_execution(False):
+    with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         for _ in range(_BURN_IN):
             module(steps, lengths, aggregates)
         for _ in range(repeats):

@@ -55,8 +55,8 @@ def _measured(client: Any, keys: list[bytes]) -> dict[str, float]:
         pipe.hvals(key) if b"copy:" in key else pipe.get(key)
     answers = pipe.execute()
     memory = sum(answers[0::3]) / len(sample)
-    packed = sum(sum(map(len, value)) if isinstance(value, list) else len(value) for value in answers[2::3])
-    packed /= len(sample)
+    lengths = [sum(map(len, value)) if isinstance(value, list) else len(value) for value in answers[2::3]]
+    packed = sum(lengths) / len(sample)
     return {
         "keys": len(keys),
         "packed_bytes": round(packed, 1),

@@ -68,12 +68,12 @@ class Model:
         self._review, self._decline = thresholds["review"], thresholds["decline"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._module = torch.jit.load(str(bundle / "model.ts")).eval()
+            self._module = torch.jit.load(str(bundle / "model.ts")).eval()  # type: ignore[no-untyped-call]
 
     def score(self, steps: Sequence[Sequence[float]], aggregates: Sequence[float]) -> dict[str, Any]:
         padded = np.zeros((1, _LENGTH, self.width), dtype=np.float32)
         padded[0, : len(steps)] = steps
-        with torch.inference_mode(), torch.jit.optimized_execution(False):
+        with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             found = self._module(
                 torch.from_numpy(padded),
                 torch.tensor([len(steps)]),

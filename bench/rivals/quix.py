@@ -33,7 +33,7 @@ def main() -> int:
     source = application.topic("transactions", key_deserializer="str", value_deserializer="json")
     target = application.topic("risk-scores", key_serializer="str", value_serializer="json")
 
-    def handle(event: dict[str, Any], state: State) -> dict[str, Any]:
+    def handle(event: dict[str, Any], state: State[str, Any]) -> dict[str, Any]:
         account = state.get("account") or new_state()
         steps, aggregates = fold(account, event, model.width, model.depth)
         state.set("account", account)

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +41,7 @@ class Job:
     folder: Path
     trained: Path | None = None
     """A bundle to take instead, with its own thresholds."""
+    _messages: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     @cached_property
     def rates(self) -> Path:
@@ -79,10 +80,12 @@ class Job:
         return Simulation(accounts=accounts, seed=SEED).generate(count)
 
     def messages(self, count: int) -> list[tuple[bytes, bytes]]:
-        """(key, value) of each event, as published."""
-        events = self.events(count)
-        keys = [account.encode() for account in events.text["account_id"].tolist()]
-        return list(zip(keys, events.events_json(), strict=True))
+        """(key, value) of each of the first `count` events, as published. Made once, for many cases."""
+        if len(self._messages) < count:
+            events = self.events(count)
+            keys = [account.encode() for account in events.text["account_id"].tolist()]
+            self._messages[:] = zip(keys, events.events_json(), strict=True)
+        return self._messages[:count]
 
     @property
     def scoring(self) -> dict[str, str]:
@@ -117,6 +120,14 @@ class Job:
         review, decline = (float(np.quantile(found, 1 - rate)) for rate in (ALERT_RATE, ALERT_RATE / 5))
         policy = {"version": "bench", "thresholds": {"review": review, "decline": max(decline, review + 1e-6)}}
         (folder / "policy.yaml").write_text(yaml.safe_dump(policy))
+
+    @cached_property
+    def without_alerts(self) -> Path:
+        """A policy at which nothing alerts: for accounts that no simulation made, which look like fraud."""
+        policy = {"version": "no alerts", "thresholds": {"review": 0.999_998, "decline": 0.999_999}}
+        path = self.folder / "no-alerts.yaml"
+        path.write_text(yaml.safe_dump(policy))
+        return path
 
 
 def riskstream(arguments: list[str], environment: dict[str, str]) -> str:

@@ -8,7 +8,7 @@ from bench.cases.model import around, unit
 from bench.job import Job
 from bench.processes import between, deployed
 
-_EVENTS, _QUICK_EVENTS = 240_000, 80_000
+_EVENTS, _QUICK_EVENTS = 200_000, 80_000
 _BURN_IN = 0.5
 
 

@@ -13,7 +13,7 @@ from bench.processes import PATIENCE_S, WorkerProcess, cpu_s, deployed
 from stream.features.assemble import FeatureState, RowName
 from stream.stack import RedisServer
 
-_EVENTS, _QUICK_EVENTS = 100_000, 25_000
+_EVENTS, _QUICK_EVENTS = 60_000, 25_000
 _ROWS_A_CALL = 2_048
 
 

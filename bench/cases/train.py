@@ -34,9 +34,10 @@ def run(job: Job, *, quick: bool) -> dict[str, Any]:
         label_delay_ms=7 * 86_400_000,
         alert_rate=job.domain.alert_rate,
         fit=FitOptions(epochs=1, epoch_events=(20_000, 20_000)),
+        refit=False,
     )
     train(dataset, options, note)
-    steps = [(cpu, done) for stage, cpu, done in seen if stage == "train"]
+    steps = [(cpu, done) for stage, cpu, done in seen if stage == "member 1"]
     epoch_s, sequences = steps[-2][0] - steps[1][0], (steps[-2][1] - steps[1][1]) * options.fit.batch_size
     return {
         "events": len(batch),

@@ -109,11 +109,10 @@ class RowKeeper:
         ]
         if not names:
             return
-        own = {kind: self._state.pool(kind).partition_of(slots).tolist() for kind, slots in stale.items()}
-        copies = iter(self._store.read_copies(names, [number for numbers in own.values() for number in numbers]))
+        copies = iter(self._store.read_copies(names))
         for kind, slots in stale.items():
             rows, found = self._state.entities[kind], list(islice(copies, len(slots)))
-            rows.set_others(slots, found, own[kind], now_ms)
+            rows.set_others(slots, found, rows.pool.partition_of(slots).tolist(), now_ms)
 
     def measure(self) -> None:
         """Sets the gauges of the rows in memory."""

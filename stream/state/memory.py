@@ -130,15 +130,10 @@ class MemoryStore:
                     if replaces(row, partials.get(partition)):
                         partials[partition] = row
 
-    def read_copies(self, entities: Sequence[EntityName], own: Sequence[int] | None = None) -> list[dict[int, bytes]]:
+    def read_copies(self, entities: Sequence[EntityName]) -> list[dict[int, bytes]]:
         self._require_available()
         with self.server.lock:
-            found = [dict(self.server.copies.get(self._names.copies(*entity), {})) for entity in entities]
-        unwanted = own if own is not None else [None] * len(found)
-        return [
-            {partition: row for partition, row in partials.items() if partition != left_out}
-            for partials, left_out in zip(found, unwanted, strict=True)
-        ]
+            return [dict(self.server.copies.get(self._names.copies(*entity), {})) for entity in entities]
 
     def clear(self, partition: int, head: Head) -> int:
         self._require_available()

@@ -134,24 +134,12 @@ READ_COPIES = Script(
     """
 local all = {}
 for i = 1, #KEYS do
-  local wanted, found = {}, {}
-  for _, partition in ipairs(redis.call('HKEYS', KEYS[i])) do
-    if partition ~= ARGV[i] then wanted[#wanted + 1] = partition end
-  end
-  if #wanted > 0 then
-    for place, row in ipairs(redis.call('HMGET', KEYS[i], unpack(wanted))) do
-      found[2 * place - 1], found[2 * place] = wanted[place], row
-    end
-  end
-  all[i] = found
+  all[i] = redis.call('HGETALL', KEYS[i])
 end
 return all
 """
 )
-"""KEYS: hashes of copies. ARGV: for each the partition that is not wanted. Returns flat lists of field and value.
-
-Most devices and addresses have one copy, the reader's own: it is not even read.
-"""
+"""KEYS: hashes of copies. Returns one flat list of field and value per key."""
 
 REPLACE_HEAD = Script(
     """

@@ -119,11 +119,8 @@ class StateStore(Protocol):
         """
         ...
 
-    def read_copies(self, entities: Sequence[EntityName], own: Sequence[int] | None = None) -> list[dict[int, bytes]]:
-        """Every partition's partial of each entity, by partition number: one round trip.
-
-        `own`: for each entity a partition whose partial is left out, because the reader has the row.
-        """
+    def read_copies(self, entities: Sequence[EntityName]) -> list[dict[int, bytes]]:
+        """Every partition's partial of each entity, by partition number: one round trip."""
         ...
 
     def clear(self, partition: int, head: Head) -> int:

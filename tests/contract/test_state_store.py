@@ -260,17 +260,6 @@ def test_each_partition_shows_its_own_copy_of_an_entity(backend: Backend, unique
     assert second.read_copies("terminal", ["m", "m"]) == [{11: row(5)}, {11: row(5)}]
 
 
-def test_a_reader_leaves_its_own_copies_out(backend: Backend, unique: str) -> None:
-    store = Owner(backend.store(unique))
-    for partition in (0, 1, 10):
-        store.publish_copies("merchant", partition, {"m": row(1, body=b"%d" % partition)})
-    store.publish_copies("merchant", 1, {"alone": row(1)})
-    of_all = {0: row(1, body=b"0"), 1: row(1, body=b"1"), 10: row(1, body=b"10")}
-    found = store.read_copies("merchant", ["m", "alone", "m", "alone", "absent"], [1, 1, 0, 2, 3])
-    without = [{p: copy for p, copy in of_all.items() if p != own} for own in (1, 0)]
-    assert found == [without[0], {}, without[1], {1: row(1)}, {}]
-
-
 def test_clear_removes_one_partition_and_says_how_much(backend: Backend, unique: str) -> None:
     store = Owner(backend.store(unique))
     for partition in (1, 10, 2):

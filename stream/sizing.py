@@ -20,17 +20,17 @@ _KINDS = 4
 class Assumptions:
     """What one event and one row cost, and how much room is left. From docs/tuning.md, on 2.6 GHz EPYC cores."""
 
-    worker_us: float = 130.0
+    worker_us: float = 120.0
     """CPU microseconds of a worker per event."""
     broker_us: float = 35.0
-    """CPU microseconds of the brokers per event and replica."""
-    redis_us: float = 50.0
-    """CPU microseconds of Redis per event: the flushes of one account row and three entity rows."""
+    """CPU microseconds of the brokers per event and replica, in turns of middling size: a transaction costs some ms."""
+    redis_us: float = 40.0
+    """CPU microseconds of Redis per event: what is read and flushed of one account row and four entity rows."""
     utilisation: float = 0.6
     """Share of a core that may be busy in the long run: the rest is for peaks, restores and latency."""
-    account_bytes: float = 2_000.0
+    account_bytes: float = 2_600.0
     """Bytes in Redis of one account, key and overhead included."""
-    entities_per_account: float = 3.0
+    entities_per_account: float = 4.0
     """Entity rows (merchants, terminals, devices, addresses; one per partition that sees them) per account."""
     entity_bytes: float = 1_100.0
     """Bytes in Redis of one entity row and its copy for the other partitions."""
@@ -38,7 +38,7 @@ class Assumptions:
     """Share of the accounts that come again often enough to be worth a place in memory."""
     arena_account_bytes: float = 6_700.0
     """Bytes of an account in a worker's memory."""
-    arena_entity_bytes: float = 1_800.0
+    arena_entity_bytes: float = 2_800.0
     """Bytes of an entity in a worker's memory."""
     worker_base_bytes: float = 700.0 * _MIB
     """A worker without rows: Python, torch, the model, buffers."""

@@ -245,12 +245,15 @@ class ConfluentConsumer(_Positions):
 
     def _noted(self, message: Any) -> Exception | None:
         error = message.error()
-        if error.code() == KafkaError._AUTO_OFFSET_RESET and _NO_OFFSET in error.str():
-            # Several come when several partitions are new; the first has started them all.
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
             partition = TopicPartition(message.topic(), message.partition())
-            if partition in self._assigned and partition not in self._positions:
-                self._start_at_first_offset()
-            return None
+            if partition not in self._assigned:
+                return None  # it came late: the partition has been taken away since, and its position is forgotten
+            if _NO_OFFSET in error.str():
+                # Several come when several partitions are new; the first has started them all.
+                if partition not in self._positions:
+                    self._start_at_first_offset()
+                return None
         return super()._noted(message)
 
     def _start_at_first_offset(self) -> None:

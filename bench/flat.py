@@ -55,10 +55,10 @@ class Source:
         for _ in range(count):
             self.made += 1
             # A fifth of the accounts make most of the payments.
-            account = int(ACCOUNTS * draw.random() ** 3)
+            name = f"a{int(ACCOUNTS * draw.random() ** 3)}"
             event = {
                 "event_id": f"e{self.made}",
-                "account_id": f"a{account}",
+                "account_id": name,
                 "timestamp": moment_text(int(self.event_s * 1000)),
                 "amount": round(draw.lognormvariate(3, 1), 2),
                 "currency": "USD",
@@ -68,7 +68,7 @@ class Source:
                 "channel": "pos",
                 "device_id": f"d{draw.randrange(DEVICES)}",
             }
-            key, value = f"a{account}".encode(), orjson.dumps(event)
+            key, value = name.encode(), orjson.dumps(event)
             kind = draw.random()
             found.append(("transactions", key, value[:-9] if kind < 0.001 else value))
             if kind > 0.995:

@@ -41,7 +41,7 @@ class Job:
     folder: Path
     trained: Path | None = None
     """A bundle to take instead, with its own thresholds."""
-    _messages: list[tuple[bytes, bytes]] = field(default_factory=list)
+    _messages: list[tuple[bytes, bytes]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
     def rates(self) -> Path:
@@ -118,16 +118,17 @@ class Job:
             for record in records
         ]
         review, decline = (float(np.quantile(found, 1 - rate)) for rate in (ALERT_RATE, ALERT_RATE / 5))
-        policy = {"version": "bench", "thresholds": {"review": review, "decline": max(decline, review + 1e-6)}}
-        (folder / "policy.yaml").write_text(yaml.safe_dump(policy))
+        _policy(folder / "policy.yaml", "bench", review, max(decline, review + 1e-6))
 
     @cached_property
     def without_alerts(self) -> Path:
         """A policy at which nothing alerts: for accounts that no simulation made, which look like fraud."""
-        policy = {"version": "no alerts", "thresholds": {"review": 0.999_998, "decline": 0.999_999}}
-        path = self.folder / "no-alerts.yaml"
-        path.write_text(yaml.safe_dump(policy))
-        return path
+        return _policy(self.folder / "no-alerts.yaml", "no alerts", 0.999_998, 0.999_999)
+
+
+def _policy(path: Path, version: str, review: float, decline: float) -> Path:
+    path.write_text(yaml.safe_dump({"version": version, "thresholds": {"review": review, "decline": decline}}))
+    return path
 
 
 def riskstream(arguments: list[str], environment: dict[str, str]) -> str:

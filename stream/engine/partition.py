@@ -18,6 +18,7 @@ BEGINNING = Checkpoint(0, 0)
 METADATA_LIMIT = 3_500
 """Kafka takes 4,096 bytes of offset metadata by default; when the pairs would pass this, flush first."""
 _NOTE_VERSION = 1
+_JSON = json.JSONDecoder()
 
 
 def transactional_id(settings: Settings) -> str:
@@ -84,9 +85,12 @@ class CommitNote:
 
     @classmethod
     def decode(cls, text: str) -> CommitNote:
-        """An empty or foreign string (offsets set by a tool) is an empty note: labels then go by timestamps."""
+        """An empty or foreign string (offsets set by a tool) is an empty note: labels then go by timestamps.
+
+        What follows the note is left aside: a client may read past the end (stream/kafka/confluent).
+        """
         try:
-            content = json.loads(text)
+            content, _ = _JSON.raw_decode(text)
             if content["v"] != _NOTE_VERSION:
                 return cls()
             pairs = tuple((int(t), int(label)) for t, label in content["pairs"])

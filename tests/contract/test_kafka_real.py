@@ -15,6 +15,7 @@ from kafka.coordinator.consumer import ConsumerCoordinator
 from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 
+from stream.engine.partition import CommitNote
 from stream.errors import FatalError, LogTruncatedError, NotAuthorisedError, TurnAborted, UnavailableError
 from stream.kafka.confluent.consumer import ConfluentConsumer
 from stream.kafka.connect import client_of
@@ -23,6 +24,7 @@ from stream.kafka.kafka_python.producer import KafkaPythonProducer
 from stream.kafka.port import CommittedOffset, KafkaClient, Producer, TopicPartition
 from stream.stack import ApacheKafka
 from stream.stack.process import HOST, free_port
+from stream.state.store import Checkpoint
 from tests.conftest import require
 from tests.contract.kafka_clusters import RealCluster, Recorder, begun, joined, read, until, values, write
 
@@ -132,6 +134,26 @@ def test_an_answer_that_a_short_poll_left_behind_is_not_taken_for_the_committed_
     producer.send_offsets({partition: CommittedOffset(3, "first")}, consumer.group_metadata())
     producer.commit()
     assert consumer.committed(partition) == CommittedOffset(3, "first")
+
+
+def test_notes_that_one_client_has_committed_are_read_by_the_other(
+    apache_kafka: ApacheKafka, python_cluster: RealCluster, unique: str
+) -> None:
+    """`kafka.client` may be changed. librdkafka reads past the end of what kafka-python commits, every other time."""
+    topic = python_cluster.create_topic(partitions=16)
+    client = python_cluster.client()
+    consumer, _ = joined(client, [topic])
+    notes = {TopicPartition(topic, p): CommitNote("w" * (p + 1), Checkpoint(5, 2), ((5, 3),)) for p in range(16)}
+    producer = begun(client, "tx-" + topic)
+    committed = {partition: CommittedOffset(5, note.encode()) for partition, note in notes.items()}
+    producer.send_offsets(committed, consumer.group_metadata())
+    producer.commit()
+    other = RealCluster(unique, apache_kafka.bootstrap, "confluent")
+    reading = other.client().consumer()
+    for _ in range(10):
+        found = {partition: reading.committed(partition) for partition in notes}
+        assert {tp: answer and CommitNote.decode(answer.metadata) for tp, answer in found.items()} == notes
+    other.close()
 
 
 def test_a_share_without_a_byte_is_no_partition_until_the_next_join(

@@ -38,6 +38,12 @@ def test_a_note_survives_its_way_through_kafka(note: CommitNote) -> None:
     assert CommitNote.decode(note.encode()) == note
 
 
+@pytest.mark.parametrize("behind", ["\0", "\0\0", "}", " {}", ',"v":2}', "\x7fELF", "\u00ff"])
+def test_what_a_client_reads_behind_a_note_is_no_part_of_it(behind: str) -> None:
+    note = CommitNote("group-w0", Checkpoint(5, 2), ((5, 3),), 7, 8)
+    assert CommitNote.decode(note.encode() + behind) == note
+
+
 @pytest.mark.parametrize(
     "text",
     [

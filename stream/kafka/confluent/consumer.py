@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from confluent_kafka import OFFSET_END, OFFSET_STORED, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as VendorPartition
@@ -350,7 +350,7 @@ class ConfluentConsumer(_Positions):
             (answer,) = self._vendor.committed([VendorPartition(*partition)], timeout=timeout_ms / 1000)
         if answer.error is not None:
             raise translated(answer.error, f"reading the committed offset of {_name(partition)}")
-        return None if answer.offset < 0 else CommittedOffset(answer.offset, clean_metadata(answer.metadata))
+        return None if answer.offset < 0 else CommittedOffset(answer.offset, clean_metadata(_metadata(answer)))
 
     def known_end_offset(self, partition: TopicPartition) -> int | None:
         self._require(partition)
@@ -433,6 +433,16 @@ class ConfluentReader(_Positions):
     def close(self) -> None:
         with translating("closing a reader"):
             self._vendor.close()
+
+
+def _metadata(answer: VendorPartition) -> str | None:
+    """What was committed, and perhaps more: librdkafka ends it with no NUL where another client has committed it,
+    and confluent-kafka reads on to the next one, over bytes that may be no UTF-8.
+    """
+    try:
+        return cast(str | None, answer.metadata)
+    except UnicodeDecodeError as error:
+        return bytes(error.object[: error.start]).decode()
 
 
 def _own(partitions: Iterable[VendorPartition]) -> list[TopicPartition]:

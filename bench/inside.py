@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry
 
 from bench.job import PARTITIONS, Job
-from stream import app
+from stream import app, interpreter
 from stream.clock import SystemClock
 from stream.config import LogSettings, Settings
 from stream.engine.worker import Worker
@@ -36,6 +36,7 @@ class InsideEngine:
         self.worker: Worker = app.build_worker(
             self.settings, job.domain, self.client, self.store, self.metrics, scorer=scorer, clock=SystemClock()
         )
+        interpreter.settle()
         self.worker.start()
         self._published = 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import importlib
 import signal
 import threading
@@ -16,7 +15,7 @@ import numpy as np
 import structlog
 from prometheus_client import CollectorRegistry
 
-from stream import __version__
+from stream import __version__, interpreter
 from stream.clock import Clock, SystemClock
 from stream.config import Settings
 from stream.decisions.policy import DEFAULT_POLICY, Policy, load_policy
@@ -370,7 +369,7 @@ def run_worker(settings: Settings, *, profile: bool = False) -> int:
     port = health.start()
     model = scorer.manifest.label if scorer is not None else None
     log.info("started", model=model, spec_id=domain.spec_id, http_port=port, id=transactional_id(settings))
-    spare_collections()
+    interpreter.settle()
     try:
         worker.run(stop)
     except FatalError as error:
@@ -385,16 +384,6 @@ def run_worker(settings: Settings, *, profile: bool = False) -> int:
     if profile:
         print(metrics.profile_table())
     return 0
-
-
-def spare_collections() -> None:
-    """What is there by now stays: the collector need not walk over it again and again, nor after every 700 objects.
-
-    A turn makes some ten thousand objects and frees them all by counting references.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 def build_observer(

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stream.app import OfflineScorer, load_domain, spare_collections
+from stream import interpreter
+from stream.app import OfflineScorer, load_domain
 from stream.cli.context import note, print_json
 from stream.cli.history import History
 from stream.cli.progress import Steps
@@ -46,7 +47,7 @@ def score_file(
     if label_positions is not None:
         labels = recorded_labels(label_positions, history, domain, partitions, verdicts)
     offline = OfflineScorer(settings, domain, scorer, clock, partitions=partitions, labels=labels)
-    spare_collections()
+    interpreter.settle()
     started, alerts = clock.monotonic(), 0
     with ScoreTable(out) as table, Steps() as steps:
         for records in offline.records(history):

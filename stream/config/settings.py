@@ -151,7 +151,7 @@ class RedisSettings(Section):
 
 class BatchSettings(Section):
     max_events: int = Field(
-        default=512, ge=1, le=10_000, description="most events per turn: more is cheaper per event, fewer is sooner"
+        default=2_048, ge=1, le=10_000, description="most events per turn: more is cheaper per event, fewer is sooner"
     )
     max_wait_ms: int = Field(
         default=100,

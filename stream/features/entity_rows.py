@@ -89,26 +89,27 @@ class EntityRows:
     def set_others(self, slots: Slots, copies: Sequence[dict[int, bytes]], own: Sequence[int], now_ms: int) -> None:
         """Takes in the other partitions' partials of each row, as they were read at `now_ms`."""
         pool = self.pool
-        for field in (*self._fixed[2:], *self._counts, *self._frauds):
-            pool[f"other_{field.name}"][slots] = field.empty
         pool["other_read_ms"][slots] = now_ms
-        flat = [(slot, row) for slot, rows, p in zip(slots.tolist(), copies, own, strict=True)
+        flat = [(place, row) for place, (rows, p) in enumerate(zip(copies, own, strict=True))
                 for partition, row in sorted(rows.items()) if partition != p]  # fmt: skip
+        seen = np.array([place for place, _ in flat], dtype=np.int64)
+        first = np.flatnonzero(np.diff(seen, prepend=-1))  # (n,): of the rows with copies
+        alone = np.delete(slots, seen[first])
+        for field in (*self._fixed[2:], *self._counts, *self._frauds):
+            pool[f"other_{field.name}"][alone] = field.empty
         if not flat:
             return
-        targets = np.array([slot for slot, _ in flat], dtype=np.int64)
-        partials = self._tables([row for _, row in flat])
-        np.maximum.at(pool["other_clock"], targets, partials["clock"])
-        np.maximum.at(pool["other_last_fraud"], targets, partials["last_fraud"])
-        np.maximum.at(pool["other_judged"], targets, partials["judged"])
-        seen = partials["clock"] > NEVER
-        newest, clock = pool["other_clock"][targets], np.where(seen, partials["clock"], pool["other_clock"][targets])
+        partials, slot = self._tables([row for _, row in flat]), slots[seen[first]]
+        for field in self._fixed[2:]:
+            pool[f"other_{field.name}"][slot] = np.maximum.reduceat(partials[field.name], first)
+        behind = np.repeat(pool["other_clock"][slot], np.diff(first, append=len(flat)))
+        clock = np.where(partials["clock"] > NEVER, partials["clock"], behind)
         for w, width in enumerate(self.widths_ms.tolist()):
-            moved = moved_on(partials["tiles"][:, w], newest // width - clock // width)
-            np.add.at(pool["other_tiles"][:, w], targets, moved)
+            moved = moved_on(partials["tiles"][:, w], behind // width - clock // width)
+            pool["other_tiles"][slot, w] = _together(np.add, moved, first)
         for name in (*self.counted_days, *(field.name for field in self._frauds)):
-            moved = moved_on(partials[name], newest // DAY_MS - clock // DAY_MS)
-            merge(name).at(pool[f"other_{name}"], targets, moved)
+            moved = moved_on(partials[name], behind // DAY_MS - clock // DAY_MS)
+            pool[f"other_{name}"][slot] = _together(merge(name), moved, first)
 
     def _tables(self, rows: Sequence[bytes]) -> dict[str, NDArray[Any]]:
         """Packed rows as arrays of the fields that are merged over partitions, zeros where they hold none."""
@@ -130,6 +131,15 @@ class EntityRows:
 def merge(name: str) -> np.ufunc:
     """How two counts by the day become one: of two partitions, or of a row and of a batch."""
     return _MERGED.get(name, np.add)
+
+
+def _together(merged: np.ufunc, counts: NDArray[Any], first: I64) -> NDArray[Any]:
+    """(n, K): the rows from each `first` (n,) up to the next merged into one; mostly it is one row, or a few."""
+    result, size = counts[first], np.diff(first, append=len(counts))
+    for place in range(1, int(size.max())):
+        more = np.flatnonzero(size > place)
+        result[more] = merged(result[more], counts[first[more] + place])
+    return result
 
 
 def moved_on(counts: NDArray[Any], places: I64) -> NDArray[Any]:

@@ -12,7 +12,10 @@ from stream.errors import BundleRefused, ScoringFailed
 from stream.features.spec import Domain
 from stream.scoring.bundle import Manifest, VerifiedBundle
 
-_WARM_UP_SIZES = (1, 2, 16, 64, 256)
+CALL_EVENTS = 256
+"""Most events of one call of the program: beyond it what lies between its layers leaves the cache (15 us an event
+at 2,048, 13 at 256), and each thread would keep larger buffers."""
+_WARM_UP_SIZES = (1, 2, 16, 64, CALL_EVENTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ def padded_size(size: int) -> int:
     """The batch size that is run for so many events: their number up to 8, then multiples of 8, above 64 of 32.
 
     The vendor's kernels keep one compiled form for every size that they have met (oneDNN: up to 1,024): with all
-    sizes up to 512 a worker grew by 160 MB. A few sizes are met again soon, and none has to be compiled in service.
+    sizes up to 512 a worker grew by 160 MB. A few sizes are met again soon, and few have to be compiled in service.
     """
     step = 1 if size <= 8 else 8 if size <= 64 else 32
     return -(-size // step) * step
@@ -87,6 +90,19 @@ class TorchScorer:
         if len(lengths) == 0:
             empty = np.zeros(0, dtype=np.float32)
             return Scores(empty, empty, dict.fromkeys(self._manifest.components, empty))
+        portions = [slice(start, start + CALL_EVENTS) for start in range(0, len(lengths), CALL_EVENTS)]
+        calls = [self._call(steps[some], lengths[some], aggregates[some]) for some in portions]
+        outputs = {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
+        for name, values in outputs.items():
+            if values.shape != lengths.shape or not np.isfinite(values).all():
+                raise ScoringFailed(f"model {self._manifest.label}: output {name!r} has a value that is not finite")
+        components = {name: outputs[name] for name in self._manifest.components}
+        return Scores(outputs["probability"], outputs["log_odds"], components)
+
+    def _call(
+        self, steps: NDArray[np.float32], lengths: NDArray[np.int64], aggregates: NDArray[np.float32]
+    ) -> dict[str, NDArray[np.float32]]:
+        """The program's outputs for at most CALL_EVENTS events, those that it makes for the padding left away."""
         if self._step_index is not None:
             steps = np.take(steps, self._step_index, axis=2)
         if self._aggregate_index is not None:
@@ -99,13 +115,7 @@ class TorchScorer:
             outputs = self._program.run(steps, lengths, aggregates)
         except self._failure as error:
             raise ScoringFailed(f"model {self._manifest.label} {error}") from None
-        outputs = {name: values[:size] for name, values in outputs.items()}
-        lengths = lengths[:size]
-        for name, values in outputs.items():
-            if values.shape != lengths.shape or not np.isfinite(values).all():
-                raise ScoringFailed(f"model {self._manifest.label}: output {name!r} has a value that is not finite")
-        components = {name: outputs[name] for name in self._manifest.components}
-        return Scores(outputs["probability"], outputs["log_odds"], components)
+        return {name: values[:size] for name, values in outputs.items()}
 
     def _warm_up(self) -> None:
         """The first call of each batch size builds kernels: do that for common sizes now."""

@@ -6,13 +6,13 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import pytest
 from confluent_kafka import KafkaError
 from kafka import TopicPartition as VendorPartition
 from kafka.coordinator.consumer import ConsumerCoordinator
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import KafkaConnectionError, KafkaTimeoutError
 from kafka.future import Future
 
 from stream.engine.partition import CommitNote
@@ -134,6 +134,52 @@ def test_an_answer_that_a_short_poll_left_behind_is_not_taken_for_the_committed_
     producer.send_offsets({partition: CommittedOffset(3, "first")}, consumer.group_metadata())
     producer.commit()
     assert consumer.committed(partition) == CommittedOffset(3, "first")
+
+
+def _lying_there(consumer: KafkaPythonConsumer, client: KafkaClient, topic: str) -> None:
+    """Record 1 has been fetched and waits for a poll, 2 and 3 have come behind it."""
+    write(client, topic, [b"0"])
+    assert values(read(consumer, 1)) == [b"0"]
+    assert consumer.poll(10, 0) == {}  # sends the next fetch
+    write(client, topic, [b"1"])
+    until(lambda: bool(consumer._vendor._fetcher._completed_fetches))
+    write(client, topic, [b"2", b"3"])
+
+
+def test_a_poll_takes_what_has_come_since_the_vendor_fetched(
+    python_cluster: RealCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every turn would take what the turn before it could have taken."""
+    monkeypatch.setattr("stream.kafka.kafka_python.consumer._NEWER_MS", 10_000)
+    client, topic = python_cluster.client(), python_cluster.create_topic()
+    consumer, _ = joined(client, [topic])
+    assert isinstance(consumer, KafkaPythonConsumer)
+    _lying_there(consumer, client, topic)
+    assert values(consumer.poll(10, 0)[TopicPartition(topic, 0)]) == [b"1", b"2", b"3"]
+    assert consumer.poll(10, 0) == {}
+
+
+def test_what_was_taken_before_an_error_is_taken_again(
+    python_cluster: RealCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, topic = python_cluster.client(), python_cluster.create_topic()
+    consumer, _ = joined(client, [topic])
+    assert isinstance(consumer, KafkaPythonConsumer)
+    _lying_there(consumer, client, topic)
+    poll, calls = consumer._vendor.poll, []
+
+    def fails_behind_records(**given: Any) -> Any:
+        calls.append(given)
+        if len(calls) > 1:
+            raise KafkaConnectionError("gone")
+        return poll(**given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(consumer._vendor, "poll", fails_behind_records)
+        with pytest.raises(UnavailableError):
+            consumer.poll(10, 0)
+    assert len(calls) == 2
+    assert values(read(consumer, 3)) == [b"1", b"2", b"3"]
 
 
 def test_notes_that_one_client_has_committed_are_read_by_the_other(

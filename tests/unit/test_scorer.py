@@ -11,7 +11,7 @@ import torch
 from models.export import script
 from stream.errors import BundleRefused, ScoringFailed
 from stream.scoring import bundle
-from stream.scoring.scorer import TorchScorer, padded_size
+from stream.scoring.scorer import CALL_EVENTS, TorchScorer, padded_size
 from stream.scoring.torchscript import LoadedProgram
 from tests.unit.model_fixtures import (
     lay_out,
@@ -175,10 +175,10 @@ def test_threads_are_set() -> None:
 
 def test_few_batch_sizes_are_run() -> None:
     """The vendor keeps a compiled form of each: what a worker holds must not grow with every size that it meets."""
-    sizes = [padded_size(size) for size in range(513)]
-    assert all(size <= padded <= size + 31 for size, padded in enumerate(sizes))
+    sizes = [padded_size(size) for size in range(CALL_EVENTS + 1)]
+    assert all(size <= padded <= min(size + 31, CALL_EVENTS) for size, padded in enumerate(sizes))
     assert sizes[:9] == list(range(9))
-    assert len(set(sizes)) <= 32
+    assert len(set(sizes)) <= 24
     assert all(padded_size(padded) == padded for padded in sizes)
 
 
@@ -186,7 +186,7 @@ def test_what_pads_a_batch_does_not_matter(tmp_path: Path) -> None:
     domain, files = quick_bundle()
     verified = bundle.verify(lay_out(tmp_path / "bundle", files), domain=domain)
     scorer, program = TorchScorer(verified, domain), LoadedProgram(verified.program)
-    for size in (9, 63, 65, 129):
+    for size in (9, 63, 65, 129, 2 * CALL_EVENTS, 3 * CALL_EVENTS + 1):
         batch = random_batch(size, size, domain)
         direct = program.run(*batch)["probability"]
         scores = scorer.score(*batch)

@@ -196,8 +196,8 @@ class HistoryReplay:
 
     def _share_entities(self, batch: EventBatch) -> None:
         """Other partitions' entity values as they are now: fresher than a running worker could have them."""
-        for kind, rows in self.state.entities.items():
-            slots = self.state.entity_slots(kind, batch)
+        table = self.state.entity_table
+        for rows, slots in table.owners(self.state.entity_slots(batch)):
             own = rows.pool.partition_of(slots).tolist()
             identities = [rows.pool.identity[slot] for slot in slots.tolist()]
             copies: list[dict[int, bytes]] = [{} for _ in identities]

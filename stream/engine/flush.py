@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import islice
 
 import numpy as np
 
@@ -98,21 +97,17 @@ class RowKeeper:
         """Reads the other partitions' partials of the batch's entities that were last read too long ago."""
         if not self._share:
             return
-        stale: dict[str, Slots] = {}
-        for kind, rows in self._state.entities.items():
-            slots = self._state.entity_slots(kind, batch)
-            stale[kind] = slots[now_ms - rows.pool["other_read_ms"][slots] >= refresh_ms]
-        names = [
-            (kind, identity)
-            for kind, slots in stale.items()
-            for identity in self._state.pool(kind).identities_of(slots)
-        ]
-        if not names:
+        table = self._state.entity_table
+        slots = self._state.entity_slots(batch)
+        stale = slots[now_ms - table["other_read_ms"][slots] >= refresh_ms]
+        if not len(stale):
             return
-        copies = iter(self._store.read_copies(names))
-        for kind, slots in stale.items():
-            rows, found = self._state.entities[kind], list(islice(copies, len(slots)))
-            rows.set_others(slots, found, rows.pool.partition_of(slots).tolist(), now_ms)
+        names: list[EntityName] = []
+        partitions: list[int] = []
+        for rows, some in table.owners(stale):
+            names += [(rows.entity.name, identity) for identity in rows.pool.identities_of(some)]
+            partitions += rows.pool.partition_of(some).tolist()
+        table.set_others(stale, self._store.read_copies(names), partitions, now_ms)
 
     def measure(self) -> None:
         """Sets the gauges of the rows in memory."""

@@ -19,7 +19,7 @@ from stream.features import labels
 from stream.features.batch import Assembled, EventBatch, LabelBatch
 from stream.features.duplicates import find_duplicates
 from stream.features.entities import EntityValues, fold_labels
-from stream.features.entity_rows import EntityRows
+from stream.features.entity_rows import EntityRows, EntityTable
 from stream.features.event_view import EventView
 from stream.features.norm import LOG_SCALE, NORM, clipped_to_norm, is_weekend
 from stream.features.operators import AccountOperator, EventOperator, Operator
@@ -30,6 +30,7 @@ from stream.features.view import View
 
 I64 = NDArray[np.int64]
 _FLOAT16_LIMIT = 60_000.0
+_LATEST = np.iinfo(np.int64).max
 
 RowName = tuple[str, int, str]
 """Kind of row ("account" or an entity's name), partition, identity."""
@@ -57,10 +58,9 @@ class FeatureState:
         fields = dict.fromkeys(field for op in operators for field in op.same_fields)
         distinct = dict.fromkeys(f for op in operators if hasattr(op, "counts_distinct") for f in op.same_fields)
         self.accounts = AccountRows(domain, accounts, tuple(fields), tuple(distinct))
-        self.entities = {
-            entity.name: EntityRows(entity, domain.label_delay, entities, _kept(operators, entity.name))
-            for entity in domain.entities
-        }
+        kept = {entity.name: _kept(operators, entity.name) for entity in domain.entities}
+        self.entity_table = EntityTable(domain.entities, domain.label_delay, entities, kept)
+        self.entities = self.entity_table.rows
         self._widths_ms = tile_widths_ms(domain.windows)
         self._located: tuple[EventBatch | LabelBatch, Located] | None = None
 
@@ -80,9 +80,9 @@ class FeatureState:
         """The pool of "account" or of an entity kind."""
         return self._rows(kind).pool
 
-    def entity_slots(self, kind: str, batch: EventBatch) -> Slots:
-        """Slots of the batch's entities of one kind that are in memory, each once."""
-        slots = self._locate(batch).entities[kind]
+    def entity_slots(self, batch: EventBatch) -> Slots:
+        """The table's slots of the batch's entities that are in memory, each once, in ascending order."""
+        slots = self.entity_table.stacked(self._locate(batch).entities)
         return np.unique(slots[slots >= 0])
 
     def missing(self, batch: EventBatch | LabelBatch) -> list[RowName]:
@@ -189,14 +189,13 @@ class FeatureState:
         duplicate, included = find_duplicates(self.accounts.pool, slots, batch.event_hash, batch.offset)
         result = self._empty_result(len(batch), duplicate)
         values = self._entity_values(batch, located, duplicate, result)
-        event = EventView(batch, values)
+        event = EventView(batch, values.of())
         # A column at a time into contiguous memory, turned round once.
         steps = np.zeros((self._step.width, len(batch)))
         aggregates = np.zeros((self._aggregates.width, len(batch)), dtype=np.float32)
         self._step.of_events(event, steps)
         self._aggregates.of_events(event, aggregates)
-        for entity in values.values():
-            entity.fold()
+        values.fold()
         codes = self._codes(batch, located)
         for index in _rounds(slots, ~duplicate & ~included):
             self._round(event, codes, index, slots[index], (steps, aggregates), result)
@@ -214,24 +213,30 @@ class FeatureState:
             late=np.zeros(events, dtype=np.bool_),
             saturated=np.zeros(events, dtype=np.bool_),
             shared=np.zeros(events, dtype=np.bool_),
-            view_read_ms=np.full(events, np.iinfo(np.int64).max, dtype=np.int64),
+            view_read_ms=np.full(events, _LATEST, dtype=np.int64),
         )
 
     def _entity_values(
         self, batch: EventBatch, located: Located, duplicate: NDArray[np.bool_], result: Assembled
-    ) -> dict[str, EntityValues]:
-        found, account_code = {}, self.accounts.pool.code[located.accounts]
-        for kind, known in located.entities.items():
-            rows = self.entities[kind]
-            slots = np.where(duplicate | (batch.offset < rows.pool["offset"][known]), -1, known)
-            values = found[kind] = EntityValues(
-                rows, slots, batch.time_ms, batch.amount_minor, batch.offset, account_code, use_others=self.use_others
-            )
-            shared = values.shared
-            result.shared |= shared
-            read_ms = rows.pool["other_read_ms"][slots[shared]]
-            result.view_read_ms[shared] = np.minimum(result.view_read_ms[shared], read_ms)
-        return found
+    ) -> EntityValues:
+        table, account_code = self.entity_table, self.accounts.pool.code[located.accounts]
+        kinds = len(table.entities)
+        known = table.stacked(located.entities)
+        included = np.tile(batch.offset, kinds) < table["offset"][known] if kinds else known < 0
+        values = EntityValues(
+            table,
+            np.where(np.tile(duplicate, kinds) | included, -1, known),
+            batch.time_ms,
+            batch.amount_minor,
+            batch.offset,
+            account_code,
+            use_others=self.use_others,
+        )
+        shared = values.shared.reshape(kinds, len(batch))
+        read_ms = np.where(shared, table["other_read_ms"][known].reshape(shared.shape), _LATEST)
+        result.shared |= shared.any(axis=0)
+        np.minimum(result.view_read_ms, read_ms.min(axis=0, initial=_LATEST), out=result.view_read_ms)
+        return values
 
     def _codes(self, batch: EventBatch, located: Located) -> dict[str, NDArray[np.uint32]]:
         """By field whose codes the ring keeps: (B,), 0 where the value is missing."""

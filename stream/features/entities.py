@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.features.batch import LabelBatch
-from stream.features.entity_rows import DAY_MS, EntityRows, merge, moved_on
+from stream.features.entity_rows import DAY_MS, FRAUDS, EntityRows, EntityTable, merge, moved_on, tiles
 from stream.features.pool import Slots
 from stream.features.rows import NEVER, TILES, code_bits, linear_count
+from stream.features.spec import Entity
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -29,16 +30,17 @@ _SEGMENT = 1 << 44
 
 
 class EntityValues:
-    """One kind of entity in one batch, before each event. All methods give (B,), NaN where there is no entity.
+    """All kinds of entities in one batch, before each event: computed for all at once, told `of` each kind.
 
-    `slots` is -1 where an event has no such entity, is a duplicate, or is already included in the row.
-    Values include other partitions' counts where `use_others` is set and some were read; `fold` then adds
-    the batch's events to the rows, and must come after the last value was asked for.
+    Of B events and E kinds there are n = E * B pairs, in the order of the kinds. `slots` (n,), of the table, is -1
+    where an event has no such entity, is a duplicate, or is already included in the row. All methods give (n,),
+    NaN where there is no entity. Values include other partitions' counts where `use_others` is set and some were
+    read; `fold` then adds the batch's events to the rows, and must come after the last value was asked for.
     """
 
     def __init__(
         self,
-        rows: EntityRows,
+        table: EntityTable,
         slots: Slots,
         time_ms: I64,
         amount_minor: I64,
@@ -47,29 +49,38 @@ class EntityValues:
         *,
         use_others: bool,
     ) -> None:
-        self.rows, self._events = rows, len(slots)
+        """All but the first two are of the B events."""
+        self.table, self._pairs = table, len(slots)
         active = np.flatnonzero(slots >= 0)
         self.order = order = active[np.argsort(slots[active], kind="stable")]
-        self._slot, self._offset = slots[order], offset[order]
-        self._amount = np.maximum(amount_minor[order], 0)
-        self._account = account_code[order]
+        event = order % max(len(time_ms), 1)
+        self._slot, self._offset = slots[order], offset[event]
+        self._amount = np.maximum(amount_minor[event], 0)
+        self._account = account_code[event]
         self._starts = _changes(self._slot)
         self._segment = np.cumsum(self._starts) - 1
         self._first = np.flatnonzero(self._starts)  # (U,): position of each entity's first event
         self._own = self._slot[self._first]
-        before = rows.pool["clock"][self._own]
-        self._clock = _running_maximum(np.maximum(time_ms[order], before[self._segment]), self._segment)
+        before = table["clock"][self._own]
+        self._clock = _running_maximum(np.maximum(time_ms[event], before[self._segment]), self._segment)
         self._day = self._clock // DAY_MS
         group_starts = self._starts | _changes(self._day)
         self._group = np.cumsum(group_starts) - 1
         self._group_first = np.flatnonzero(group_starts)  # (G,)
-        self.shared = np.zeros(self._events, dtype=np.bool_)
+        self.shared = np.zeros(self._pairs, dtype=np.bool_)
         if use_others:
-            read = (rows.pool["other_clock"][self._own] > NEVER) | (rows.pool["other_last_fraud"][self._own] > NEVER)
+            read = (table["other_clock"][self._own] > NEVER) | (table["other_last_fraud"][self._own] > NEVER)
             self.shared[order] = read[self._segment]
         self._others = bool(self.shared.any())
         self._kept: dict[tuple[str, ...], NDArray[Any]] = {}
         self._own_days: dict[str, NDArray[Any]] = {}
+
+    def of(self) -> dict[str, KindValues]:
+        """The same by kind."""
+        entities = self.table.entities
+        size = self._pairs // max(len(entities), 1)
+        parts = [slice(kind * size, (kind + 1) * size) for kind in range(len(entities))]
+        return {entity.name: KindValues(self, entity, part) for entity, part in zip(entities, parts, strict=True)}
 
     # --- counts of events
 
@@ -94,7 +105,7 @@ class EntityValues:
     def _merged(self, name: str, window: str) -> NDArray[Any]:
         """(n,): of the window's days, and of the earlier events of the day in the batch."""
         merged, values = merge(name), self._each(name)
-        before = merged.reduce(self._days(name)[:, : self.rows.days[window]], axis=1)[self._group]
+        before = merged.reduce(self._days(name)[:, : self.table.days[window]], axis=1)[self._group]
         first = self._group_first[self._group]
         until = running(merged, values, np.arange(len(values)) - first)
         earlier = np.zeros_like(values)
@@ -110,27 +121,27 @@ class EntityValues:
         return (self._amount / 100.0).astype(np.float32) if name == "day_max" else self._amount
 
     def _count(self, window: str) -> I64:
-        if window in self.rows.short:
-            return self._tiled(self.rows.short.index(window))
+        if window in self.table.width_ms:
+            return self._tiled(window)
         earlier = np.arange(len(self.order)) - self._group_first[self._group]
-        count: I64 = self._events_in(0, self.rows.days[window])[self._group] + earlier
+        count: I64 = self._events_in(0, self.table.days[window])[self._group] + earlier
         return count
 
     def _sum(self, window: str) -> I64:
         amounts = np.cumsum(self._amount) - self._amount
         earlier = amounts - amounts[self._group_first][self._group]
-        total: I64 = self._days("day_sum")[:, : self.rows.days[window]].sum(axis=1)[self._group] + earlier
+        total: I64 = self._days("day_sum")[:, : self.table.days[window]].sum(axis=1)[self._group] + earlier
         return total
 
-    def _tiled(self, w: int) -> I64:
+    def _tiled(self, window: str) -> I64:
         """Events in a short window's sixteen tiles: of the row, and earlier ones of the batch."""
-        width, pool = int(self.rows.widths_ms[w]), self.rows.pool
+        table, name, width = self.table, tiles(window), self.table.width_ms[window]
         tile = self._clock // width
-        head = pool["clock"][self._own] // width
-        count = _young(pool["tiles"][self._own, w], self._segment, tile - head[self._segment])
+        head = table["clock"][self._own] // width
+        count = _young(table[name][self._own], self._segment, tile - head[self._segment])
         if self._others:
-            head = pool["other_clock"][self._own] // width
-            count += _young(pool["other_tiles"][self._own, w], self._segment, tile - head[self._segment])
+            head = table["other_clock"][self._own] // width
+            count += _young(table[f"other_{name}"][self._own], self._segment, tile - head[self._segment])
         composite = self._segment * _SEGMENT + tile
         oldest = np.searchsorted(composite, composite - TILES, side="right")
         oldest = np.maximum(oldest, self._first[self._segment])
@@ -142,19 +153,23 @@ class EntityValues:
     def frauds(self, window: str, *, unexplained: bool) -> F64:
         """Confirmed frauds among the events of the last (label delay + window)."""
         name = "day_unexplained" if unexplained else "day_fraud"
-        until = self.rows.delay + self.rows.days[window] + 1
+        until = self.table.delay + self.table.days[window] + 1
         return self._grouped((name, window), lambda: self._frauds_in(name, 0, until))
 
     def fraud_share(self, window: str, *, unexplained: bool) -> F64:
         """(frauds + 0.01) / (events + 1) of the window before the label delay, the day of arriving labels in part."""
 
         name = "day_unexplained" if unexplained else "day_fraud"
-        delay, end = self.rows.delay, self.rows.delay + self.rows.days[window] + 1
-        frauds = self._frauds_in(name, delay, end)[self._group]
-        whole = self._events_in(delay + 1, end)[self._group]
-        arriving = self._events_in(delay, delay + 1)[self._group]
-        events = np.maximum(whole + self._elapsed * arriving, frauds)
-        return self._spread((frauds + 0.01) / (events + 1.0))
+        delay, end = self.table.delay, self.table.delay + self.table.days[window] + 1
+
+        def compute() -> F64:
+            frauds = self._frauds_in(name, delay, end)[self._group]
+            whole = self._events_in(delay + 1, end)[self._group]
+            arriving = self._events_in(delay, delay + 1)[self._group]
+            events = np.maximum(whole + self._elapsed * arriving, frauds)
+            return self._spread((frauds + 0.01) / (events + 1.0))
+
+        return self._keep(("share", name, window), compute)
 
     @cached_property
     def _elapsed(self) -> F64:
@@ -174,16 +189,16 @@ class EntityValues:
 
         def compute() -> F64:
             newest = self._newest_genuine()
-            return np.where(newest < self.rows.length, newest.astype(np.float64), np.nan)
+            return np.where(newest < self.table.length, newest.astype(np.float64), np.nan)
 
         return self._grouped(("genuine",), compute)
 
     def last_fraud_ms(self) -> I64:
-        """When a fraud of the entity last became known; NEVER without one: (B,) int64."""
-        known = self.rows.pool["last_fraud"][self._own]
+        """When a fraud of the entity last became known; NEVER without one: (n,) int64."""
+        known = self.table["last_fraud"][self._own]
         if self._others:
-            known = np.maximum(known, self.rows.pool["other_last_fraud"][self._own])
-        result = np.full(self._events, NEVER, dtype=np.int64)
+            known = np.maximum(known, self.table["other_last_fraud"][self._own])
+        result = np.full(self._pairs, NEVER, dtype=np.int64)
         result[self.order] = known[self._segment]
         return result
 
@@ -191,12 +206,12 @@ class EntityValues:
         """(G,): places back to the newest day with a known genuine event; the row's length where there is none."""
 
         def compute() -> I64:
-            genuine = self._days("day_count")[:, self.rows.delay :] > 0
+            genuine = self._days("day_count")[:, self.table.delay :] > 0
             if len(chosen := self._judged):
-                frauds = np.maximum(self._judged_days("day_fraud")[:, self.rows.delay :], 0)
-                genuine[chosen] = self._days("day_count")[chosen, self.rows.delay :] > frauds
-            newest = self.rows.delay + genuine.argmax(axis=1)
-            return np.where(genuine.any(axis=1), newest, self.rows.length)
+                frauds = np.maximum(self._judged_days("day_fraud")[:, self.table.delay :], 0)
+                genuine[chosen] = self._days("day_count")[chosen, self.table.delay :] > frauds
+            newest = self.table.delay + genuine.argmax(axis=1)
+            return np.where(genuine.any(axis=1), newest, self.table.length)
 
         return self._keep(("newest genuine",), compute)
 
@@ -206,7 +221,7 @@ class EntityValues:
         if not len(self._judged):
             return length, age
         frauds = self._judged_days("day_unexplained" if unexplained else "day_fraud")
-        place = np.arange(self.rows.length)
+        place = np.arange(self.table.length)
         streak = (frauds > 0) & (place < self._newest_genuine()[self._judged, None])
         length[self._judged] = np.where(streak, frauds, 0).sum(axis=1)
         oldest = np.where(streak, place, -1).max(axis=1)
@@ -216,8 +231,8 @@ class EntityValues:
     @cached_property
     def _judged(self) -> I64:
         """(J,): the groups, mostly few, whose entity ever had a fraud, here or in another partition."""
-        pool = self.rows.pool
-        judged = pool["judged"][self._own] | (pool["other_judged"][self._own] if self._others else 0)
+        table = self.table
+        judged = table["judged"][self._own] | (table["other_judged"][self._own] if self._others else 0)
         return np.flatnonzero(judged[self._segment[self._group_first]])
 
     def _judged_days(self, name: str) -> NDArray[np.int32]:
@@ -225,12 +240,12 @@ class EntityValues:
 
         def compute() -> NDArray[np.int32]:
             first = self._group_first[self._judged]
-            row, pool = self._slot[first], self.rows.pool
-            days = moved_on(pool[name][row], self._day[first] - pool["clock"][row] // DAY_MS)
+            row, table = self._slot[first], self.table
+            days = moved_on(table[name][row], self._day[first] - table["clock"][row] // DAY_MS)
             if self._others:
-                behind = self._day[first] - pool["other_clock"][row] // DAY_MS
-                days = days + moved_on(pool[f"other_{name}"][row], behind)
-            return days
+                behind = self._day[first] - table["other_clock"][row] // DAY_MS
+                days = days + moved_on(table[f"other_{name}"][row], behind)
+            return table.within(days, row)
 
         return self._keep(("judged", name), compute)
 
@@ -250,10 +265,10 @@ class EntityValues:
             own = self._own_day(name)
             if not self._others:
                 return own
-            pool, segment = self.rows.pool, self._segment[self._group_first]
-            behind = self._day[self._group_first] - (pool["other_clock"][self._own] // DAY_MS)[segment]
-            both: NDArray[Any] = merge(name)(own, moved_on(pool[f"other_{name}"][self._own][segment], behind))
-            return both
+            table, segment = self.table, self._segment[self._group_first]
+            behind = self._day[self._group_first] - (table["other_clock"][self._own] // DAY_MS)[segment]
+            others = moved_on(table[f"other_{name}"][self._own][segment], behind)
+            return table.within(merge(name)(own, others), self._own[segment])
 
         return self._keep(("days", name), compute)
 
@@ -262,23 +277,23 @@ class EntityValues:
         found = self._own_days.get(name)
         if found is not None:
             return found
-        pool, first = self.rows.pool, self._group_first
+        table, first = self.table, self._group_first
         day, opening = self._day[first], self._starts[first]
         opened = np.flatnonzero(opening)
         rank = np.arange(len(first)) - opened[np.cumsum(opening) - 1]  # days of the entity before, in the batch
-        days: NDArray[Any] = np.empty((len(first), self.rows.length), pool[name].dtype)
-        days[opened] = moved_on(pool[name][self._own], self._since_clock(day[opened], DAY_MS))
+        days: NDArray[Any] = np.empty((len(first), table.length), table[name].dtype)
+        days[opened] = moved_on(table[name][self._own], self._since_clock(day[opened], DAY_MS))
         for later in range(1, int(rank.max(initial=0)) + 1):
             chosen = np.flatnonzero(rank == later)
             past = days[chosen - 1]
             past[:, 0] = merge(name)(past[:, 0], self._brought(name)[chosen - 1])
             days[chosen] = moved_on(past, day[chosen] - day[chosen - 1])
-        self._own_days[name] = days
-        return days
+        self._own_days[name] = table.within(days, self._slot[first])
+        return self._own_days[name]
 
     def _since_clock(self, number: I64, width_ms: int) -> I64:
         """(U,): from the tile of each row's clock to this one; 0 for a new row, which is empty anyway."""
-        clock = self.rows.pool["clock"][self._own]
+        clock = self.table["clock"][self._own]
         return np.where(clock > NEVER, number - clock // width_ms, 0)
 
     def _brought(self, name: str) -> NDArray[Any]:
@@ -308,7 +323,7 @@ class EntityValues:
 
     def _spread(self, values: NDArray[Any]) -> F64:
         """Values in the order of entities to those in the order of events."""
-        result = np.full(self._events, np.nan)
+        result = np.full(self._pairs, np.nan)
         result[self.order] = values
         return result
 
@@ -324,48 +339,96 @@ class EntityValues:
         """Adds the batch's events to the rows of their entities."""
         if not len(self.order):
             return
-        pool, last = self.rows.pool, np.flatnonzero(np.append(self._starts[1:], True))
-        for w, width in enumerate(self.rows.widths_ms.tolist()):
-            self._fold_tiles(w, self._clock // width, self._since_clock(self._clock[last] // width, width), last)
+        table, last = self.table, np.flatnonzero(np.append(self._starts[1:], True))
+        for window, width in table.width_ms.items():
+            passed = self._since_clock(self._clock[last] // width, width)
+            self._fold_tiles(tiles(window), self._clock // width, passed, last)
         passed = self._since_clock(self._day[last], DAY_MS)
         same = (passed == 0) & (self._group[last] == self._group[self._first])
         still, moved = np.flatnonzero(same), np.flatnonzero(~same)
-        for name in self.rows.counted_days:
-            brought, merged = self._brought(name)[self._group[last]].astype(pool[name].dtype), merge(name)
+        for name in table.counted_days:
+            brought, merged = self._brought(name)[self._group[last]].astype(table[name].dtype), merge(name)
             today = self._own[still]
-            pool[name][today, 0] = merged(pool[name][today, 0], brought[still])
+            table[name][today, 0] = merged(table[name][today, 0], brought[still])
             if len(moved):
                 days = self._closing_days(name, moved, passed, last)
                 days[:, 0] = merged(days[:, 0], brought[moved])
-                pool[name][self._own[moved]] = days
-        for name in ("day_fraud", "day_unexplained"):
-            chosen = moved[pool["judged"][self._own[moved]] > 0]
-            pool[name][self._own[chosen]] = moved_on(pool[name][self._own[chosen]], passed[chosen])
-        pool["clock"][self._own] = self._clock[last]
-        pool["offset"][self._own] = self._offset[last] + 1
-        pool.dirty[self._own] = True
+                table[name][self._own[moved]] = days
+        for name in FRAUDS:
+            chosen = moved[table["judged"][self._own[moved]] > 0]
+            row = self._own[chosen]
+            table[name][row] = table.within(moved_on(table[name][row], passed[chosen]), row)
+        table["clock"][self._own] = self._clock[last]
+        table["offset"][self._own] = self._offset[last] + 1
+        table["dirty"][self._own] = True
 
     def _closing_days(self, name: str, moved: I64, passed: I64, last: I64) -> NDArray[Any]:
         """The moved entities' counts as they stand at their last day in the batch, before its events."""
         if len(self._group_first) == len(self._own):  # each has one day
-            return moved_on(self.rows.pool[name][self._own[moved]], passed[moved])
+            row = self._own[moved]
+            return self.table.within(moved_on(self.table[name][row], passed[moved]), row)
         days: NDArray[Any] = self._own_day(name)[self._group[last[moved]]]
         return days
 
-    def _fold_tiles(self, w: int, tile: I64, passed: I64, last: I64) -> None:
-        """`tile` (n,) of each event; `passed` (U,): from the row's tile to the entity's last one."""
-        pool, newest = self.rows.pool, tile[last]
+    def _fold_tiles(self, name: str, tile: I64, passed: I64, last: I64) -> None:
+        """`tile` (m,) of each pair with an entity; `passed` (U,): from the row's tile to the entity's last one."""
+        counts, newest = self.table[name], tile[last]
         same = (passed == 0) & (tile[self._first] == newest)
         still, moved = np.flatnonzero(same), np.flatnonzero(~same)
-        pool["tiles"][self._own[still], w, 0] += (last - self._first + 1)[still].astype(np.int32)
+        counts[self._own[still], 0] += (last - self._first + 1)[still].astype(np.int32)
         if len(moved):
             place = np.full(len(self._own), -1)
             place[moved] = np.arange(len(moved))
             age = newest[self._segment] - tile
             young = (age < TILES) & ~same[self._segment]
-            counts = np.bincount(place[self._segment[young]] * TILES + age[young], minlength=len(moved) * TILES)
-            tiles = moved_on(pool["tiles"][self._own[moved], w], passed[moved])
-            pool["tiles"][self._own[moved], w] = tiles + counts.reshape(tiles.shape)
+            brought = np.bincount(place[self._segment[young]] * TILES + age[young], minlength=len(moved) * TILES)
+            before = moved_on(counts[self._own[moved]], passed[moved])
+            counts[self._own[moved]] = before + brought.reshape(before.shape)
+
+
+class KindValues:
+    """What the entities of one kind know before each event: (B,) each, as `EntityValues` says.
+
+    KeyError for a window that the entity does not declare.
+    """
+
+    def __init__(self, values: EntityValues, entity: Entity, part: slice) -> None:
+        self._values, self._entity, self._part = values, entity, part
+
+    def count(self, window: str) -> F64:
+        return self._values.count(self._declared(window))[self._part]
+
+    def sum(self, window: str) -> F64:
+        return self._values.sum(self._declared(window))[self._part]
+
+    def max(self, window: str) -> F64:
+        return self._values.max(self._declared(window))[self._part]
+
+    def accounts(self, window: str) -> F64:
+        return self._values.accounts(self._declared(window))[self._part]
+
+    def frauds(self, window: str, *, unexplained: bool) -> F64:
+        return self._values.frauds(self._declared(window), unexplained=unexplained)[self._part]
+
+    def fraud_share(self, window: str, *, unexplained: bool) -> F64:
+        return self._values.fraud_share(self._declared(window), unexplained=unexplained)[self._part]
+
+    def streak(self, *, unexplained: bool) -> F64:
+        return self._values.streak(unexplained=unexplained)[self._part]
+
+    def streak_age(self, *, unexplained: bool) -> F64:
+        return self._values.streak_age(unexplained=unexplained)[self._part]
+
+    def days_since_genuine(self) -> F64:
+        return self._values.days_since_genuine()[self._part]
+
+    def last_fraud_ms(self) -> I64:
+        return self._values.last_fraud_ms()[self._part]
+
+    def _declared(self, window: str) -> str:
+        if window not in self._entity.windows:
+            raise KeyError(window)
+        return window
 
 
 def fold_labels(rows: EntityRows, slots: Slots, batch: LabelBatch, change: I64, unexplained: I64) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.features.batch import EventBatch
-from stream.features.entities import EntityValues
+from stream.features.entities import KindValues
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -17,7 +17,7 @@ I64 = NDArray[np.int64]
 class EventView:
     """B events. Everything is (B,) float64 unless said otherwise; NaN means missing."""
 
-    def __init__(self, batch: EventBatch, entities: dict[str, EntityValues]) -> None:
+    def __init__(self, batch: EventBatch, entities: dict[str, KindValues]) -> None:
         self.batch, self._entities = batch, entities
         self.time_ms: I64 = batch.time_ms
 
@@ -44,6 +44,6 @@ class EventView:
         """A field of the domain's `numbers`."""
         return self.batch.numbers[field]
 
-    def entity(self, kind: str) -> EntityValues:
+    def entity(self, kind: str) -> KindValues:
         """What the entities of one kind know."""
         return self._entities[kind]

@@ -31,18 +31,26 @@ class RowField:
     empty: float = 0
 
 
+Arrays = dict[str, NDArray[Any]]
+
+
+def allocate(fields: Iterable[RowField], capacity: int) -> Arrays:
+    """(capacity, *shape) for each field, zeros; and `dirty`, which marks the rows that the store lacks."""
+    # Untouched pages of zeros cost no memory: rows that are never used stay free.
+    named = [*fields, RowField("dirty", "?")]
+    return {field.name: np.zeros((capacity, *field.shape), dtype=field.dtype) for field in named}
+
+
 class RowPool:
     """Rows of one kind. `self[name]` is the whole array of a field; index it with slots."""
 
-    def __init__(self, kind: str, fields: Sequence[RowField], capacity: int) -> None:
+    def __init__(self, kind: str, fields: Sequence[RowField], capacity: int, arrays: Arrays | None = None) -> None:
+        """`arrays`: as `allocate` makes them, where others hold them too."""
         self.kind = kind
         self.capacity = capacity
         self.fields = tuple(fields)
-        self._arrays: dict[str, NDArray[Any]] = {}
-        for field in fields:
-            # Untouched pages of zeros cost no memory: rows that are never used stay free.
-            self._arrays[field.name] = np.zeros((capacity, *field.shape), dtype=field.dtype)
-        self.dirty = np.zeros(capacity, dtype=np.bool_)
+        self._arrays = allocate(fields, capacity) if arrays is None else arrays
+        self.dirty = self._arrays["dirty"]
         self.identity: list[str] = [""] * capacity
         self.key: list[bytes] = [b""] * capacity
         self.code = np.zeros(capacity, dtype=np.uint32)

@@ -11,7 +11,7 @@ import pytest
 
 from stream.errors import ConfigError
 from stream.features.assemble import FeatureState
-from stream.features.entity_rows import EntityRows
+from stream.features.entity_rows import EntityTable
 from stream.features.operators import Amount, Count, EntityAccounts, EntityCount, EntityMax
 from stream.features.pool import RowPool, identity_codes
 from stream.features.rows import NEVER, RING, code_bits, linear_count, row_offsets
@@ -200,7 +200,8 @@ def test_each_code_sets_one_bit_and_a_missing_one_none() -> None:
 
 
 def test_the_others_counts_are_added_tile_by_tile_and_day_by_day() -> None:
-    rows = EntityRows(Entity("merchant", "merchant_id", ("24h", "7d")), "7d", 8, ("day_max", "day_accounts"))
+    keeps = {"merchant": ("day_max", "day_accounts")}
+    rows = EntityTable([Entity("merchant", "merchant_id", ("24h", "7d"))], "7d", 8, keeps).rows["merchant"]
     slots = rows.pool.add(0, ["here", "p1", "p2", "p3"])
     pool, width = rows.pool, DAY_MS // 16
     for slot, (clock_ms, count, fraud_ms) in zip(
@@ -209,7 +210,7 @@ def test_the_others_counts_are_added_tile_by_tile_and_day_by_day() -> None:
         strict=True,
     ):
         pool["clock"][slot] = clock_ms
-        pool["tiles"][slot, 0, 0] = pool["day_count"][slot, 0] = pool["day_fraud"][slot, 0] = count
+        pool["tiles_24h"][slot, 0] = pool["day_count"][slot, 0] = pool["day_fraud"][slot, 0] = count
         pool["day_sum"][slot, 0] = 100 * count
         pool["day_max"][slot, 0], pool["day_accounts"][slot, 0] = 10 * count, count
         pool["last_fraud"][slot] = fraud_ms
@@ -219,7 +220,7 @@ def test_the_others_counts_are_added_tile_by_tile_and_day_by_day() -> None:
     for now_ms in (12, 13):  # read again: replaced, not added
         rows.set_others(here, [copies], [0], now_ms=now_ms)
         assert pool["other_clock"][here[0]] == 51 * DAY_MS + 2 * width
-        assert pool["other_tiles"][here[0], 0].tolist() == [4, 0, 5] + [0] * 13  # the first is too old for a tile
+        assert pool["other_tiles_24h"][here[0]].tolist() == [4, 0, 5] + [0] * 13  # the first is too old for a tile
         assert pool["other_day_count"][here[0]].tolist() == [9, 3] + [0] * 13
         assert pool["other_day_fraud"][here[0]].tolist() == [9, 3] + [0] * 13
         assert pool["other_day_sum"][here[0]].tolist() == [900, 300] + [0] * 13
@@ -263,7 +264,7 @@ def test_accounts_are_counted_to_a_few_in_a_hundred() -> None:
 @pytest.mark.parametrize(("window", "delay"), [("36h", "7d"), ("7d", "30h"), ("7d", "12h")])
 def test_longer_windows_and_the_delay_are_whole_days(window: str, delay: str) -> None:
     with pytest.raises(ConfigError, match="must be whole days"):
-        EntityRows(Entity("merchant", "merchant_id", (window,)), delay, 8)
+        EntityTable([Entity("merchant", "merchant_id", (window,))], delay, 8)
 
 
 def test_a_ring_holds_as_much_as_duplicates_are_told_from() -> None:

@@ -64,7 +64,7 @@ class HistoryReplay:
         *,
         partitions: int = 1,
         labels: Verdicts | RecordedLabels = "fraud",
-        batch_events: int = 1_024,
+        batch_events: int = 2_048,
         accounts: int = 262_144,
     ) -> None:
         """`labels`: which verdicts become known, each before the first event that is not earlier; or a record."""

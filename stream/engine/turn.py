@@ -32,6 +32,9 @@ from stream.kafka.port import Headers, Record
 from stream.metrics import Metrics
 from stream.scoring.lineup import Change
 
+_FEWEST = 256
+"""What is decoded in vain of so few events costs less than a turn does."""
+
 
 class Message(NamedTuple):
     """Something to produce. `partition` None: by key."""
@@ -85,6 +88,8 @@ class Turn:
         self._same_partitions = frozenset(same_partitions)
         self._ladder = Ladder(settings.scoring.deadline_ms, Shed[settings.scoring.shed.upper()])
         self._shedding = Shed.NOTHING
+        self.most_events = settings.batch.max_events
+        """How many events the next turn should take."""
 
     def change_models(self, changes: Sequence[Change]) -> None:
         """Models take their roles, or leave them. Between two turns only."""
@@ -138,7 +143,10 @@ class Turn:
     def _shorten(
         self, shares: list[Share], labels: Input[LabelBatch], events: Input[EventBatch]
     ) -> tuple[Input[LabelBatch], Input[EventBatch]]:
-        """Leaves for the next turn what would bring an account past the turn's limit. Rare."""
+        """Leaves for the next turn what would bring an account past the turn's limit: where one account is busy.
+
+        What is left was decoded in vain, so the next turns take little more than this one could use.
+        """
         few_labels = within_limit(labels.batch.accounts, ACCOUNT_LABELS_PER_TURN)
         few_events = within_limit(events.batch.accounts, ACCOUNT_EVENTS_PER_TURN)
         if few_labels < len(labels.batch):
@@ -148,7 +156,11 @@ class Turn:
             return labels, self._pipeline.decode_events([])
         if few_events < len(events.batch):
             _cut_shares(shares, events.records[few_events], is_label=False)
-            events = self._pipeline.decode_events([record for share in shares for record in share.records])
+            ends = {share.partition.number: share.end().transactions for share in shares}
+            rejects = [found for found in events.rejects if found[0].offset < ends.get(found[0].partition, 0)]
+            events = Input(events.batch.part(0, few_events), events.records[:few_events], rejects)
+            self.most_events = max(_FEWEST, few_events)
+        self.most_events = min(self._settings.batch.max_events, self.most_events + self.most_events // 4)
         return labels, events
 
     # --- rows

@@ -145,7 +145,7 @@ class Worker:
         self._restore_some()
         self._turn.change_models(self._model_changes())
         if not (self._transactions.failed or self._must_flush()):
-            shares = inputs.take(self._in_turn(), self._caught_up(), self._settings.batch.max_events)
+            shares = inputs.take(self._in_turn(), self._caught_up(), self._turn.most_events)
             if shares:
                 self._do(shares)
         self._flush_if_due()
@@ -203,26 +203,29 @@ class Worker:
     # --- one turn
 
     def _poll(self) -> None:
-        """Fills the queues. Of a topic of which a full turn waits already no more is read: memory stays bounded.
+        """Fills the queues up to a full turn. Of a topic of which two wait no more is read: memory stays bounded.
 
-        By topic, because labels may wait for transactions that are not read yet.
+        By topic, because labels may wait for transactions that are not read yet. A topic stands still seldom, for
+        librdkafka fetches anew what it had when it goes on, which may take as long as an idle fetch (0.5 s).
         """
         running = self._running()
         topics, limit = self._settings.topics, self._settings.batch.max_events
         waiting = 0
+        events = sum(len(p.waiting_records) for p in running)
         for topic, queued in (
-            (topics.transactions, sum(len(p.waiting_records) for p in running)),
+            (topics.transactions, events),
             (topics.labels, sum(len(p.waiting_labels) for p in running)),
         ):
             waiting += queued
-            if (queued >= limit) != (topic in self._paused_topics):
-                change = self._consumer.pause if queued >= limit else self._consumer.resume
+            stands = topic in self._paused_topics
+            if (queued >= (limit if stands else 2 * limit)) != stands:
+                change = self._consumer.resume if stands else self._consumer.pause
                 change([TopicPartition(topic, p.number) for p in running])
                 self._paused_topics ^= {topic}
         busy = waiting > 0 or len(running) < len(self._partitions)
         wait_ms = _RETRY_WAIT_MS if self._waiting_for_store else 0 if busy else self._settings.batch.max_wait_ms
         with self._metrics.stage("poll"):
-            polled = self._consumer.poll(limit, wait_ms)
+            polled = self._consumer.poll(max(1, limit - events), wait_ms)
         self._fault("turn:after_poll")
         for tp, records in polled.items():
             partition = self._partitions.get(tp.partition)

@@ -139,6 +139,29 @@ def test_what_it_says_of_itself(clock: ManualClock) -> None:
     assert not second.waiting_for_store
 
 
+def test_a_turn_that_a_busy_account_cuts_short_takes_each_message_once(clock: ManualClock) -> None:
+    """Events, poison and duplicates before and behind the cut; the next turns take about what can be used."""
+    cluster = Cluster(
+        clock,
+        partitions=2,
+        given={"batch.max_events": 2_000, "state.arena_accounts": 4_000, "state.arena_entities": 4_000},
+    )
+    traffic = Traffic(6, 2, accounts_each=2)
+    for _ in range(6):
+        cluster.publish(Chunk(tuple(traffic.poison() if i % 9 == 4 else traffic.event() for i in range(200))))
+    worker = cluster.worker("w0")
+    reads = []
+    while not cluster.drained():
+        before = sum(cluster.committed().values())
+        worker.run_once()
+        clock.advance_ms(20)
+        reads.append(sum(cluster.committed().values()) - before)
+    worker.finish()
+    # Of 200 messages for two partitions, half of the events are of the two busy accounts.
+    assert max(reads) < 200
+    assert compare(cluster, clock) == []
+
+
 def test_topics_that_cannot_work_together_stop_the_start(clock: ManualClock) -> None:
     cluster = Cluster(clock)
     cluster.broker._topics.pop(TOPICS.alerts)

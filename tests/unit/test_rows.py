@@ -12,7 +12,18 @@ import pytest
 from stream.errors import ConfigError
 from stream.features.assemble import FeatureState
 from stream.features.entity_rows import EntityTable
-from stream.features.operators import Amount, Count, EntityAccounts, EntityCount, EntityMax
+from stream.features.operators import (
+    Amount,
+    Count,
+    EntityAccounts,
+    EntityCount,
+    EntityFrauds,
+    EntityFraudShare,
+    EntityMax,
+    EntitySinceGenuine,
+    EntityStreak,
+    EntityStreakAge,
+)
 from stream.features.pool import RowPool, identity_codes
 from stream.features.rows import NEVER, RING, code_bits, linear_count, row_offsets
 from stream.features.spec import Domain, Entity
@@ -251,6 +262,37 @@ def test_a_row_holds_no_largest_amounts_and_accounts_that_nothing_reads() -> Non
         sizes[read[0]] = len(state.pack("merchant", pool.slots_of(0))[0])
     plain, largest, accounts = sizes.values()
     assert (largest - plain, accounts - plain) == (8 * 4, 8 * 8)  # for each of eight days
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_other_kinds_keep_changes_nothing_of_a_kind(seed: int) -> None:
+    """They share a table: longer days, other windows and largest amounts of theirs lie beside its own."""
+    log = streams.random_log(seed, Shape(items=400, pace_ms=8 * 3_600_000, labels=0.3))
+    own = (
+        EntityCount("count", "device", entity="device", window="24h"),
+        EntityCount("count_1h", "device", entity="device", window="1h"),
+        EntityFrauds("frauds", "device", entity="device", window="24h"),
+        EntityFraudShare("share", "device", entity="device", window="24h"),
+        EntitySinceGenuine("genuine", "device", entity="device"),
+        EntityStreak("streak", "device", entity="device"),
+        EntityStreakAge("age", "device", entity="device"),
+    )
+    others = (
+        EntityCount("merchant_count", "merchant", entity="merchant", window="30d"),
+        EntityMax("merchant_max", "merchant", entity="merchant", window="7d"),
+        EntityAccounts("ip_accounts", "ip", entity="ip", window="24h"),
+    )
+    device = Entity("device", "device_id", ("24h", "1h"))
+    around = (Entity("merchant", "merchant_id", ("10min", "7d", "30d")), device, Entity("ip", "ip", ("1h", "24h")))
+    alone = streams.state(domain=small_domain(entities=(device,), aggregates=own))
+    beside = streams.state(domain=small_domain(entities=around, aggregates=(*own, *others)))
+    expected, found = (streams.run(state, log, streams.varied(seed)) for state in (alone, beside))
+    for place, output in expected.items():
+        assert output["aggregates"].tobytes() == found[place]["aggregates"][: len(own)].tobytes()
+    slots, places = alone.pool("device").slots_of(0), beside.pool("device").slots_of(0)
+    assert alone.pool("device").identities_of(slots) == beside.pool("device").identities_of(places)
+    assert alone.pack("device", slots) == beside.pack("device", places)
+    assert alone.entity_table.length < beside.entity_table.length
 
 
 def test_accounts_are_counted_to_a_few_in_a_hundred() -> None:

@@ -159,6 +159,24 @@ def test_a_poll_takes_what_has_come_since_the_vendor_fetched(
     assert consumer.poll(10, 0) == {}
 
 
+def test_what_lies_there_holds_up_no_partition_behind_an_idle_fetch(python_cluster: RealCluster) -> None:
+    """An answer that comes in just before the vendor's request: then that would ask for the idle partitions alone."""
+    client, topic = python_cluster.client(), python_cluster.create_topic(partitions=2)
+    consumer, _ = joined(client, [topic])
+    assert isinstance(consumer, KafkaPythonConsumer)
+    write(client, topic, [b"0"], partition=0)
+    assert values(read(consumer, 1)) == [b"0"]
+    assert consumer.poll(10, 0) == {}  # sends the next fetch
+    fetcher = consumer._vendor._fetcher
+    write(client, topic, [b"1", b"2"], partition=0)
+    until(lambda: bool(fetcher._completed_fetches) and not fetcher.in_flight_fetches())
+    fetcher.send_fetches()
+    assert not fetcher.in_flight_fetches()
+    assert values(consumer.poll(1, 0)[TopicPartition(topic, 0)]) == [b"1"]
+    assert not fetcher.in_flight_fetches()  # a part of them is left, too
+    assert values(read(consumer, 1)) == [b"2"]
+
+
 def test_what_was_taken_before_an_error_is_taken_again(
     python_cluster: RealCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,24 @@ class _Notes(ConsumerRebalanceListener):  # type: ignore[misc]
         self.revocation_done = False
 
 
+def _fetch_only_when_drained(fetcher: Any) -> None:
+    """No request goes out while records of an earlier one lie there.
+
+    The vendor asks for the partitions of which nothing lies there. Where those are idle, the broker holds the request
+    until its wait is over, half a second, and no other is sent before. That happens where an answer comes in between
+    the vendor's look at what is there and its request, and where a poll leaves records of one partition to the next.
+    On the vendor's IO thread, which also takes the answers in.
+    """
+    chosen_by_vendor = fetcher._fetchable_partitions
+
+    def fetchable() -> Sequence[VendorPartition]:
+        if fetcher._completed_fetches or fetcher._next_partition_records:
+            return []
+        return cast(Sequence[VendorPartition], chosen_by_vendor())
+
+    fetcher._fetchable_partitions = fetchable
+
+
 def _consumer_options(settings: KafkaSettings) -> dict[str, Any]:
     return {
         **common_options(settings),
@@ -184,6 +202,7 @@ class KafkaPythonConsumer(_Partitions):
             )
         # The vendor offers no way to pass a coordinator in.
         self._vendor._coordinator.__class__ = _PatientCoordinator
+        _fetch_only_when_drained(self._vendor._fetcher)
 
     def subscribe(self, topics: Sequence[str], listener: RebalanceListener) -> None:
         """TopicError if one of the topics does not exist. Blocks for a request."""
@@ -345,6 +364,7 @@ class KafkaPythonReader(_Partitions):
         self._topics = topics
         with translating("connecting to Kafka"):
             self._vendor = KafkaConsumer(**_consumer_options(settings), group_id=None)
+        _fetch_only_when_drained(self._vendor._fetcher)
 
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
         """TopicError if a topic or a partition does not exist."""

@@ -140,6 +140,7 @@ def scene(
         records__features="all",
         quality__maturity_days=MATURITY_DAYS,
         state__arena_accounts=1_024,
+        batch__max_events=512,
     ).create_topics()
     prometheus = None
     try:

@@ -195,12 +195,16 @@ class EntityValues:
 
     def last_fraud_ms(self) -> I64:
         """When a fraud of the entity last became known; NEVER without one: (n,) int64."""
-        known = self.table["last_fraud"][self._own]
-        if self._others:
-            known = np.maximum(known, self.table["other_last_fraud"][self._own])
-        result = np.full(self._pairs, NEVER, dtype=np.int64)
-        result[self.order] = known[self._segment]
-        return result
+
+        def compute() -> I64:
+            known = self.table["last_fraud"][self._own]
+            if self._others:
+                known = np.maximum(known, self.table["other_last_fraud"][self._own])
+            result = np.full(self._pairs, NEVER, dtype=np.int64)
+            result[self.order] = known[self._segment]
+            return result
+
+        return self._keep(("last fraud",), compute)
 
     def _newest_genuine(self) -> I64:
         """(G,): places back to the newest day with a known genuine event; the row's length where there is none."""

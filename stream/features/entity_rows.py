@@ -59,21 +59,21 @@ class EntityTable:
         """
         self.capacity, self.entities = capacity, tuple(entities)
         windows = tuple(dict.fromkeys(window for entity in entities for window in entity.windows))
-        self.short = tuple(window for window in windows if window_ms(window) <= DAY_MS)
+        short = tuple(window for window in windows if window_ms(window) <= DAY_MS)
         self.days = {w: _whole_days(w) for w in windows if window_ms(w) >= DAY_MS}
         self.delay = _whole_days(label_delay)
         self.lengths = np.array([self._days_kept(entity) for entity in entities], dtype=np.int64)
         self.length = int(self.lengths.max(initial=1))
-        self.width_ms = dict(zip(self.short, tile_widths_ms(self.short).tolist(), strict=True))
+        self.width_ms = dict(zip(short, tile_widths_ms(short).tolist(), strict=True))
         kept = {name for names in (keeps or {}).values() for name in names}
         counts = (
-            *(RowField(tiles(window), "<i4", (TILES,)) for window in self.short),
+            *(RowField(tiles(window), "<i4", (TILES,)) for window in short),
             RowField("day_count", "<i4", (self.length,)),
             RowField("day_sum", "<i8", (self.length,)),
             *(RowField(name, dtype, (self.length,)) for name, dtype in OPTIONAL.items() if name in kept),
         )
         frauds = (RowField("day_fraud", "<i4", (self.length,)), RowField("day_unexplained", "<i4", (self.length,)))
-        self.counted_days = tuple(field.name for field in counts[len(self.short) :])  # what events bring by the day
+        self.counted_days = tuple(field.name for field in counts[len(short) :])  # what events bring by the day
         self._merged = (*_FIXED[2:], *counts, *frauds)
         others = tuple(RowField(f"other_{f.name}", f.dtype, f.shape, f.empty) for f in self._merged)
         fields = (*_FIXED, *counts, *frauds, *others, RowField("other_read_ms", "<i8", (), NEVER))

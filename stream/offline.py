@@ -198,15 +198,15 @@ class HistoryReplay:
         """Other partitions' entity values as they are now: fresher than a running worker could have them."""
         table = self.state.entity_table
         for rows, slots in table.owners(self.state.entity_slots(batch)):
-            own = rows.pool.partition_of(slots).tolist()
+            own = rows.pool.partition_of(slots)
             identities = [rows.pool.identity[slot] for slot in slots.tolist()]
-            copies: list[dict[int, bytes]] = [{} for _ in identities]
+            others: list[dict[int, bytes]] = [{} for _ in identities]
             for number in range(len(self._partitions)):
                 found = rows.pool.find(number, identities)
-                present = np.flatnonzero(found >= 0)
+                present = np.flatnonzero((found >= 0) & (own != number))
                 for place, row in zip(present.tolist(), rows.pack(found[present]), strict=True):
-                    copies[place][number] = row
-            rows.set_others(slots, copies, own, 0)
+                    others[place][number] = row
+            rows.set_others(slots, others, 0)
 
     def _flush(self) -> None:
         for partition in self._partitions:

@@ -107,7 +107,7 @@ class RowKeeper:
         for rows, some in table.owners(stale):
             names += [(rows.entity.name, identity) for identity in rows.pool.identities_of(some)]
             partitions += rows.pool.partition_of(some).tolist()
-        table.set_others(stale, self._store.read_copies(names), partitions, now_ms)
+        table.set_others(stale, self._store.read_copies(names, partitions), now_ms)
 
     def measure(self) -> None:
         """Sets the gauges of the rows in memory."""

@@ -36,6 +36,10 @@ _FIXED = (
     RowField("last_fraud", "<i8", (), NEVER),  # when a fraud last became known
     RowField("judged", "u1"),  # 1 once a fraud was counted
 )
+_SIGHT = (
+    RowField("other_read_ms", "<i8", (), NEVER),  # when the other partitions' partials were last read
+    RowField("has_others", "?"),  # whether there were any
+)
 FRAUDS = ("day_fraud", "day_unexplained")
 
 
@@ -76,7 +80,7 @@ class EntityTable:
         self.counted_days = tuple(field.name for field in counts[len(short) :])  # what events bring by the day
         self._merged = (*_FIXED[2:], *counts, *frauds)
         others = tuple(RowField(f"other_{f.name}", f.dtype, f.shape, f.empty) for f in self._merged)
-        fields = (*_FIXED, *counts, *frauds, *others, RowField("other_read_ms", "<i8", (), NEVER))
+        fields = (*_FIXED, *counts, *frauds, *others, *_SIGHT)
         self._arrays = allocate(fields, capacity * len(self.entities))
         self.rows = {
             entity.name: EntityRows(entity, self, fields, kind, (keeps or {}).get(entity.name, ()))
@@ -112,22 +116,24 @@ class EntityTable:
         kept: NDArray[Any] = np.where(np.arange(self.length) < self.lengths[slots // self.capacity, None], days, 0)
         return kept
 
-    def set_others(self, slots: Slots, copies: Sequence[dict[int, bytes]], own: Sequence[int], now_ms: int) -> None:
-        """Takes in the other partitions' partials of each row, as they were read at `now_ms`.
+    def set_others(self, slots: Slots, others: Sequence[Mapping[int, bytes]], now_ms: int) -> None:
+        """Takes in the other partitions' partials of each row, packed rows by partition, as they were read at `now_ms`.
 
-        `own` (n,) is the partition of each row, `copies` are packed rows by partition.
+        Most rows of a device or an address have none and had none: nothing of them is touched but the time.
         """
         self["other_read_ms"][slots] = now_ms
-        flat = [(place, row) for place, (rows, p) in enumerate(zip(copies, own, strict=True))
-                for partition, row in sorted(rows.items()) if partition != p]  # fmt: skip
+        flat = [(place, row) for place, rows in enumerate(others) for _, row in sorted(rows.items())]
         seen = np.array([place for place, _ in flat], dtype=np.int64)
         first = np.flatnonzero(np.diff(seen, prepend=-1))  # (n,): of the rows with copies
         alone = np.delete(slots, seen[first])
+        left = alone[self["has_others"][alone]]
         for field in self._merged:
-            self[f"other_{field.name}"][alone] = field.empty
+            self[f"other_{field.name}"][left] = field.empty
+        self["has_others"][left] = False
         if not flat:
             return
         partials, slot = self._tables([row for _, row in flat], slots[seen] // self.capacity), slots[seen[first]]
+        self["has_others"][slot] = True
         for field in _FIXED[2:]:
             self[f"other_{field.name}"][slot] = np.maximum.reduceat(partials[field.name], first)
         behind = np.repeat(self["other_clock"][slot], np.diff(first, append=len(flat)))
@@ -169,7 +175,7 @@ class EntityRows:
         own_tiles = [named[tiles(window)] for window in entity.windows if window in table.width_ms]
         own_days = [named[name] for name in table.counted_days if name not in OPTIONAL or name in keeps]
         self._counts, self._frauds = (*own_tiles, *own_days), tuple(named[name] for name in FRAUDS)
-        own = {field.name for field in (*_FIXED, *self._counts, *self._frauds)} | {"other_read_ms"}
+        own = {field.name for field in (*_FIXED, *self._counts, *self._frauds)} | {field.name for field in _SIGHT}
         kept = [field for field in fields if field.name.removeprefix("other_") in own or field.name in own]
         self.pool = RowPool(entity.name, kept, table.capacity, table.part(kind))
         blocks = range(-(-self.length // _BLOCK) + 1)
@@ -197,9 +203,9 @@ class EntityRows:
         """Fills empty rows from their bytes. ValueError when bytes are of no known class or length."""
         unpack_classes(self.pool, slots, rows, self.dtypes)
 
-    def set_others(self, slots: Slots, copies: Sequence[dict[int, bytes]], own: Sequence[int], now_ms: int) -> None:
+    def set_others(self, slots: Slots, others: Sequence[Mapping[int, bytes]], now_ms: int) -> None:
         """As the table's, for slots of this kind."""
-        self.table.set_others(slots + self.first, copies, own, now_ms)
+        self.table.set_others(slots + self.first, others, now_ms)
 
 
 def tiles(window: str) -> str:

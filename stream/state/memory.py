@@ -130,10 +130,14 @@ class MemoryStore:
                     if replaces(row, partials.get(partition)):
                         partials[partition] = row
 
-    def read_copies(self, entities: Sequence[EntityName]) -> list[dict[int, bytes]]:
+    def read_copies(self, entities: Sequence[EntityName], own: Sequence[int]) -> list[dict[int, bytes]]:
         self._require_available()
         with self.server.lock:
-            return [dict(self.server.copies.get(self._names.copies(*entity), {})) for entity in entities]
+            found = [self.server.copies.get(self._names.copies(*entity), {}) for entity in entities]
+            return [
+                {partition: row for partition, row in rows.items() if partition != mine}
+                for rows, mine in zip(found, own, strict=True)
+            ]
 
     def clear(self, partition: int, head: Head) -> int:
         self._require_available()

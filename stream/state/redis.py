@@ -135,16 +135,22 @@ class RedisStore:
         for portion in _sent_together(writes):
             self._run_as_owner(portion)
 
-    def read_copies(self, entities: Sequence[EntityName]) -> list[dict[int, bytes]]:
+    def read_copies(self, entities: Sequence[EntityName], own: Sequence[int]) -> list[dict[int, bytes]]:
         keys = list(starmap(self._names.copies, entities))
         by_tag: dict[bytes, list[int]] = {}
         for place, key in enumerate(keys):
             by_tag.setdefault(KeyNames.tag_of(key), []).append(place)
-        answers = self._run([_call(READ_COPIES, [keys[place] for place in places]) for places in by_tag.values()])
+        answers = self._run(
+            [
+                _call(READ_COPIES, [keys[place] for place in places], *[own[place] for place in places])
+                for places in by_tag.values()
+            ]
+        )
         partials: list[dict[int, bytes]] = [{} for _ in keys]
         for places, answer in zip(by_tag.values(), answers, strict=True):
             for place, flat in zip(places, answer, strict=True):
-                partials[place] = {int(partition): row for partition, row in zip(flat[::2], flat[1::2], strict=True)}
+                if flat:
+                    partials[place] = dict(zip(map(int, flat[::2]), flat[1::2], strict=True))
         return partials
 
     def clear(self, partition: int, head: Head) -> int:

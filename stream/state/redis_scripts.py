@@ -134,12 +134,19 @@ READ_COPIES = Script(
     """
 local all = {}
 for i = 1, #KEYS do
-  all[i] = redis.call('HGETALL', KEYS[i])
+  local found, others = redis.call('HGETALL', KEYS[i]), {}
+  for at = 1, #found, 2 do
+    if found[at] ~= ARGV[i] then
+      others[#others + 1] = found[at]
+      others[#others + 1] = found[at + 1]
+    end
+  end
+  all[i] = others
 end
 return all
 """
 )
-"""KEYS: hashes of copies. Returns one flat list of field and value per key."""
+"""KEYS: hashes of copies. ARGV: for each, the partition to leave out. Returns a flat list of field and value each."""
 
 REPLACE_HEAD = Script(
     """

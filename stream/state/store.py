@@ -119,8 +119,8 @@ class StateStore(Protocol):
         """
         ...
 
-    def read_copies(self, entities: Sequence[EntityName]) -> list[dict[int, bytes]]:
-        """Every partition's partial of each entity, by partition number: one round trip."""
+    def read_copies(self, entities: Sequence[EntityName], own: Sequence[int]) -> list[dict[int, bytes]]:
+        """The partials of each entity by partition number, its own partition's left out: one round trip."""
         ...
 
     def clear(self, partition: int, head: Head) -> int:

@@ -45,8 +45,9 @@ class Owner:
         named = {(kind, identity): row for identity, row in copies.items()}
         self.store.publish_copies({partition: named}, {partition: self.head(partition)})
 
-    def read_copies(self, kind: str, identities: Sequence[str]) -> list[dict[int, bytes]]:
-        return self.store.read_copies([(kind, identity) for identity in identities])
+    def read_copies(self, kind: str, identities: Sequence[str], *, own: int = -1) -> list[dict[int, bytes]]:
+        """As seen from the partition `own`."""
+        return self.store.read_copies([(kind, identity) for identity in identities], [own] * len(identities))
 
     def clear(self, partition: int) -> int:
         gone = self.store.clear(partition, self.head(partition))

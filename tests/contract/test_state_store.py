@@ -260,6 +260,16 @@ def test_each_partition_shows_its_own_copy_of_an_entity(backend: Backend, unique
     assert second.read_copies("terminal", ["m", "m"]) == [{11: row(5)}, {11: row(5)}]
 
 
+def test_a_partition_is_not_shown_its_own_copy(backend: Backend, unique: str) -> None:
+    store = Owner(backend.store(unique))
+    for partition in (1, 2, 11):
+        store.publish_copies("merchant", partition, {"m": row(partition)})
+    store.publish_copies("merchant", 1, {"alone": row(1)})
+    names = [("merchant", "m"), ("merchant", "alone"), ("merchant", "m"), ("merchant", "alone")]
+    found = store.store.read_copies(names, [1, 1, 11, 2])
+    assert found == [{2: row(2), 11: row(11)}, {}, {1: row(1), 2: row(2)}, {1: row(1)}]
+
+
 def test_clear_removes_one_partition_and_says_how_much(backend: Backend, unique: str) -> None:
     store = Owner(backend.store(unique))
     for partition in (1, 10, 2):

@@ -269,8 +269,9 @@ def show_others(state: FeatureState, twin: NaiveFeatures, partitions: int) -> No
         for partition in range(partitions):
             slots = entity_rows.pool.slots_of(partition)
             names = [entity_rows.pool.identity[slot] for slot in slots.tolist()]
-            copies = [{p: rows[kind, p, n] for p in range(partitions) if (kind, p, n) in rows} for n in names]
-            entity_rows.set_others(slots, copies, [partition] * len(slots), now_ms=1)
+            others = [p for p in range(partitions) if p != partition]
+            partials = [{p: rows[kind, p, n] for p in others if (kind, p, n) in rows} for n in names]
+            entity_rows.set_others(slots, partials, now_ms=1)
             for name in names:
                 twin.others[kind, partition, name] = [
                     Shared(list(partial.events), list(partial.changes), partial.last_fraud)

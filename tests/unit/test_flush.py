@@ -58,9 +58,9 @@ class WatchedStore(MemoryStore):
         self._note("copies", {(kind, partition) for partition, rows in copies.items() for kind, _ in rows})
         super().publish_copies(copies, heads)
 
-    def read_copies(self, entities: Sequence[EntityName]) -> list[dict[int, bytes]]:
+    def read_copies(self, entities: Sequence[EntityName], own: Sequence[int]) -> list[dict[int, bytes]]:
         self._note("read", set(entities))
-        return super().read_copies(entities)
+        return super().read_copies(entities, own)
 
     def write_checkpoints(self, checkpoints: Mapping[int, Checkpoint], heads: Mapping[int, Head]) -> dict[int, Head]:
         self._note("W", set(checkpoints))

@@ -329,7 +329,7 @@ def test_the_age_of_the_other_partitions_values_is_told_where_they_took_part(tra
     rows = bench.state.entities["merchant"]
     (slot,) = rows.pool.find(0, ["shared"]).tolist()
     mine = rows.pack(np.array([slot]))[0]
-    rows.set_others(np.array([slot]), [{1: mine}], [0], START_MS - 1_234)
+    rows.set_others(np.array([slot]), [{1: mine}], START_MS - 1_234)
     items = [
         traffic.event("a", merchant_id="shared", device_id=None),
         traffic.event("b", merchant_id="own", device_id=None),

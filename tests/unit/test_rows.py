@@ -225,11 +225,10 @@ def test_the_others_counts_are_added_tile_by_tile_and_day_by_day() -> None:
         pool["day_sum"][slot, 0] = 100 * count
         pool["day_max"][slot, 0], pool["day_accounts"][slot, 0] = 10 * count, count
         pool["last_fraud"][slot] = fraud_ms
-    own, *others = rows.pack(slots)
-    copies = {0: own, **dict(enumerate(others, start=1))}
+    others = dict(enumerate(rows.pack(slots[1:]), start=1))
     here = slots[:1]
     for now_ms in (12, 13):  # read again: replaced, not added
-        rows.set_others(here, [copies], [0], now_ms=now_ms)
+        rows.set_others(here, [others], now_ms=now_ms)
         assert pool["other_clock"][here[0]] == 51 * DAY_MS + 2 * width
         assert pool["other_tiles_24h"][here[0]].tolist() == [4, 0, 5] + [0] * 13  # the first is too old for a tile
         assert pool["other_day_count"][here[0]].tolist() == [9, 3] + [0] * 13
@@ -239,7 +238,7 @@ def test_the_others_counts_are_added_tile_by_tile_and_day_by_day() -> None:
         assert pool["other_day_accounts"][here[0]].tolist() == [4 | 5, 3] + [0] * 13
         assert pool["other_last_fraud"][here[0]] == 90
         assert pool["other_read_ms"][here[0]] == now_ms
-    rows.set_others(here, [{0: own}], [0], now_ms=14)  # the own partial is no other
+    rows.set_others(here, [{}], now_ms=14)  # their copies have expired
     assert not pool["other_day_count"][here[0]].any()
     assert pool["other_last_fraud"][here[0]] == pool["other_clock"][here[0]] == NEVER
 

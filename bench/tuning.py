@@ -56,7 +56,7 @@ def main() -> int:
                 if name in _LATENCY_TOO:
                     given: dict[str, Any] = {"kafka__client": _CLIENT, setting: value}
                     client = str(given.pop("kafka__client"))
-                    figures |= of_rate(job, _RATE, _SECONDS, client, **given)
+                    figures["latency"] = of_rate(job, _RATE, _SECONDS, client, **given)
                 found[f"{name} {value}"] = figures
                 print(_row(value, figures), flush=True)
     print(json.dumps(found))
@@ -108,7 +108,7 @@ def _throughput(job: Job, setting: str, value: object) -> dict[str, Any]:
 
 
 def _row(value: object, figures: dict[str, Any]) -> str:
-    latency = [f"{figures[name]:g}" if name in figures else "" for name in ("p50", "p99")]
+    latency = [f"{figures['latency'][name]:g}" if "latency" in figures else "" for name in ("p50", "p99")]
     cells = [str(value), f"{figures['worker_us']:.0f}", f"{figures['events_per_s']:,.0f}", str(figures["memory_mib"])]
     return f"| {' | '.join([*cells, *latency])} |"
 

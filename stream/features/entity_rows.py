@@ -127,23 +127,29 @@ class EntityTable:
         first = np.flatnonzero(np.diff(seen, prepend=-1))  # (n,): of the rows with copies
         alone = np.delete(slots, seen[first])
         left = alone[self["has_others"][alone]]
-        for field in self._merged:
-            self[f"other_{field.name}"][left] = field.empty
-        self["has_others"][left] = False
+        if len(left):
+            self["has_others"][left] = False
+            for field in self._merged:
+                self[f"other_{field.name}"][left] = field.empty
         if not flat:
             return
         partials, slot = self._tables([row for _, row in flat], slots[seen] // self.capacity), slots[seen[first]]
         self["has_others"][slot] = True
         for field in _FIXED[2:]:
             self[f"other_{field.name}"][slot] = np.maximum.reduceat(partials[field.name], first)
-        behind = np.repeat(self["other_clock"][slot], np.diff(first, append=len(flat)))
+        copies = np.diff(first, append=len(flat))
+        behind = np.repeat(self["other_clock"][slot], copies)
         clock = np.where(partials["clock"] > NEVER, partials["clock"], behind)
-        for window, width in self.width_ms.items():
-            moved = moved_on(partials[tiles(window)], behind // width - clock // width)
-            self[f"other_{tiles(window)}"][slot] = _together(np.add, moved, first)
-        for name in (*self.counted_days, *FRAUDS):
-            moved = moved_on(partials[name], behind // DAY_MS - clock // DAY_MS)
-            self[f"other_{name}"][slot] = _together(merge(name), moved, first)
+        widths = {tiles(window): width for window, width in self.width_ms.items()}
+        widths |= dict.fromkeys((*self.counted_days, *FRAUDS), DAY_MS)
+        # Mostly it is one copy or a few: the k-th of each row that has as many is merged into the first.
+        more = [np.flatnonzero(copies > k) for k in range(1, int(copies.max()))]
+        for name, width in widths.items():
+            moved, merged = moved_on(partials[name], behind // width - clock // width), merge(name)
+            result = moved[first]
+            for k, rows in enumerate(more, 1):
+                result[rows] = merged(result[rows], moved[first[rows] + k])
+            self[f"other_{name}"][slot] = result
 
     def _tables(self, rows: Sequence[bytes], kinds: I64) -> dict[str, NDArray[Any]]:
         """Packed rows as arrays of the fields that are merged over partitions, zeros where they hold none."""
@@ -214,17 +220,8 @@ def tiles(window: str) -> str:
 
 
 def merge(name: str) -> np.ufunc:
-    """How two counts by the day become one: of two partitions, or of a row and of a batch."""
+    """How two counts of a tile or day become one: of two partitions, or of a row and of a batch."""
     return _MERGED.get(name, np.add)
-
-
-def _together(merged: np.ufunc, counts: NDArray[Any], first: I64) -> NDArray[Any]:
-    """(n, K): the rows from each `first` (n,) up to the next merged into one; mostly it is one row, or a few."""
-    result, size = counts[first], np.diff(first, append=len(counts))
-    for place in range(1, int(size.max())):
-        more = np.flatnonzero(size > place)
-        result[more] = merged(result[more], counts[first[more] + place])
-    return result
 
 
 def moved_on(counts: NDArray[Any], places: I64) -> NDArray[Any]:

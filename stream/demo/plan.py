@@ -16,6 +16,9 @@ from stream.simulate.simulation import Simulation
 DAY_MS = 86_400_000
 _TRAINED_FROM_MS = 1_767_571_200_000  # Monday, 5 January 2026
 _PLAYED_DAYS = 400
+# Whatever a fetch asks for, the embedded broker sends all that a partition has. kafka-python hangs up at more than
+# the larger of this and 100 MB, which are some ten minutes of scores.
+_FETCH_MAX_BYTES = 1_500_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ def write_settings(folder: Path, *, bootstrap: str, redis_url: str, bundle: Path
     """The settings file of the workers, and the same settings for this process. The environment has no say."""
     file = folder / "settings.yaml"
     document = {
-        "kafka": {"bootstrap_servers": bootstrap, "group": "riskstream-demo"},
+        "kafka": {"bootstrap_servers": bootstrap, "group": "riskstream-demo", "fetch_max_bytes": _FETCH_MAX_BYTES},
         "redis": {"url": redis_url},
         "scoring": {"bundle": str(bundle), "rates": str(rates)},
         "log": {"format": "json"},

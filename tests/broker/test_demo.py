@@ -15,6 +15,10 @@ from typing import Any
 
 import pytest
 
+from stream.app import connect
+from stream.demo.plan import write_settings
+from stream.kafka.port import TopicPartition
+from stream.kafka.reading import read_range
 from stream.stack import EmbeddedKafka, EmbeddedRedis
 from tests.conftest import require
 
@@ -153,3 +157,22 @@ def test_stopped_before_anything_was_scored_it_says_so(demos: list[Demo], tmp_pa
     assert document["scored"] == 0
     assert processes_of(demo.folder) == []
     assert list(demo.folder.iterdir()) == []
+
+
+def test_what_a_long_demo_leaves_can_be_audited(tmp_path: Path) -> None:
+    """The embedded broker answers a fetch with all it has: here 110 MB, more than kafka-python takes by default."""
+    require(EmbeddedKafka)
+    count, scores = 130, TopicPartition("risk-scores", 0)
+    with EmbeddedKafka(tmp_path / "kafka") as kafka:
+        _, settings = write_settings(
+            tmp_path, bootstrap=kafka.address, redis_url="redis://127.0.0.1:1/0", bundle=tmp_path, rates=tmp_path
+        )
+        client = connect(settings)
+        with contextlib.closing(client.admin()) as admin:
+            admin.create_topic(scores.topic, partitions=1, replication_factor=1, config={})
+        with contextlib.closing(client.plain_producer()) as producer:
+            for _ in range(count):
+                producer.produce(scores.topic, bytes(850_000), partition=0)
+            producer.flush()
+        with contextlib.closing(client.reader()) as reader:
+            assert len(list(read_range(reader, {scores: 0}, {scores: count}))) == count

@@ -34,6 +34,9 @@ def up(
     The lines on stdout set the environment for the other commands; everything else goes to stderr.
     A stack that runs already is left as it is.
 
+    The embedded broker is for small tries: it answers a fetch with all that a partition has. Where that
+    is 100 MB or more, take apache, or set kafka.fetch_max_bytes to more than that.
+
     \b
     Examples:
       eval "$(riskstream stack up)"

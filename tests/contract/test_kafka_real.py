@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 from kafka import TopicPartition as VendorPartition
 from kafka.coordinator.consumer import ConsumerCoordinator
 from kafka.errors import KafkaConnectionError, KafkaTimeoutError
 from kafka.future import Future
 
 from stream.engine.partition import CommitNote
-from stream.errors import FatalError, LogTruncatedError, NotAuthorisedError, TurnAborted, UnavailableError
+from stream.errors import FatalError, LogTruncatedError, NotAuthorisedError, TopicError, TurnAborted, UnavailableError
 from stream.kafka.confluent.consumer import ConfluentConsumer
 from stream.kafka.connect import client_of
 from stream.kafka.kafka_python.consumer import KafkaPythonConsumer
@@ -175,6 +175,38 @@ def test_what_lies_there_holds_up_no_partition_behind_an_idle_fetch(python_clust
     assert values(consumer.poll(1, 0)[TopicPartition(topic, 0)]) == [b"1"]
     assert not fetcher.in_flight_fetches()  # a part of them is left, too
     assert values(read(consumer, 1)) == [b"2"]
+
+
+class _Forgetful:
+    """librdkafka after a broker came back: its own picture lacks a topic for a while."""
+
+    def __init__(self, vendor: Any) -> None:
+        self._vendor = vendor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vendor, name)
+
+    def get_watermark_offsets(self, *_: Any, **__: Any) -> Any:
+        raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
+
+    offsets_for_times = get_watermark_offsets
+
+
+def test_a_topic_that_the_client_alone_lacks_is_asked_for_again(apache_kafka: ApacheKafka, unique: str) -> None:
+    cluster = RealCluster(unique, apache_kafka.bootstrap, "confluent")
+    topic = cluster.create_topic()
+    reader: Any = cluster.client().reader()
+    asked = TopicPartition(topic, 0)
+    assert reader.end_offset(asked) == 0
+    vendor, reader._vendor = reader._vendor, _Forgetful(reader._vendor)
+    for ask in (reader.end_offset, reader.first_offset, lambda tp: reader.offset_for_time(tp, 0)):
+        with pytest.raises(UnavailableError, match="find it again"):
+            ask(asked)
+    reader._topics._partition_counts = lambda _: {}
+    with pytest.raises(TopicError, match="riskstream topics create"):
+        reader.end_offset(asked)
+    reader._vendor = vendor
+    cluster.close()
 
 
 def test_what_was_taken_before_an_error_is_taken_again(

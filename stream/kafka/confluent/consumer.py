@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 from confluent_kafka import OFFSET_END, OFFSET_STORED, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as VendorPartition
 
 from stream.config import KafkaSettings
-from stream.errors import FencedError, PartitionLostError, UnavailableError
+from stream.errors import FencedError, PartitionLostError, TopicError, UnavailableError
 from stream.kafka.confluent.connection import LOGGER, Background, common_options, wait_connected
 from stream.kafka.confluent.errors import translated, translating
 from stream.kafka.kafka_python.admin import clean_metadata, remove_static_member
@@ -93,12 +94,22 @@ class _Positions:
         return self._ends(partition)[1]
 
     def _ends(self, partition: TopicPartition) -> tuple[int, int]:
-        self._topics.require(*partition)
-        with translating(f"asking for the offsets of {_name(partition)}"):
+        with self._asking("asking for the offsets of", partition):
             answer = self._vendor.get_watermark_offsets(VendorPartition(*partition), timeout=self._timeout_s)
         if answer is None:
             raise UnavailableError(f"asking for the offsets of {_name(partition)}: Kafka does not answer")
         return int(answer[0]), int(answer[1])
+
+    @contextmanager
+    def _asking(self, doing: str, partition: TopicPartition) -> Iterator[None]:
+        """TopicError if Kafka lacks the partition. librdkafka may lack it for a while after a broker came back."""
+        self._topics.require(*partition)
+        try:
+            with translating(f"{doing} {_name(partition)}"):
+                yield
+        except TopicError as error:
+            self._topics.recheck([partition.topic])
+            raise UnavailableError(f"{doing} {_name(partition)}: the client has yet to find it again") from error
 
     def _take(self, max_records: int, timeout_ms: int) -> tuple[dict[TopicPartition, list[Fetched]], Exception | None]:
         """Waits for one message, then takes what is there; with the first error among them."""
@@ -421,13 +432,12 @@ class ConfluentReader(_Positions):
                 return taken
 
     def offset_for_time(self, partition: TopicPartition, timestamp_ms: int) -> int | None:
-        self._topics.require(*partition)
-        with translating(f"looking for a time in {_name(partition)}"):
+        with self._asking("looking for a time in", partition):
             (found,) = self._vendor.offsets_for_times(
                 [VendorPartition(*partition, max(0, timestamp_ms))], timeout=self._timeout_s
             )
-        if found.error is not None:
-            raise translated(found.error, f"looking for a time in {_name(partition)}")
+            if found.error is not None:
+                raise KafkaException(found.error)
         return None if found.offset in (OFFSET_END, -1) else int(found.offset)
 
     def close(self) -> None:

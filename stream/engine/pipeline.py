@@ -4,7 +4,7 @@ poll and produce. Serving, replay after a crash, offline scoring and training sh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
@@ -37,6 +37,11 @@ class Input(Generic[_Batch]):
     batch: _Batch
     records: list[Record]
     rejects: list[tuple[Record, Reject]]
+
+    def first(self, count: int, ends: Mapping[int, int]) -> Input[_Batch]:
+        """The first `count` valid ones, and of the others those below the `ends` of their partitions."""
+        rejects = [found for found in self.rejects if found[0].offset < ends.get(found[0].partition, 0)]
+        return Input(self.batch.part(0, count), self.records[:count], rejects)
 
 
 @dataclass(slots=True)

@@ -152,13 +152,12 @@ class Turn:
         if few_labels < len(labels.batch):
             # The transactions behind the labels that wait must wait too.
             _cut_shares(shares, labels.records[few_labels], is_label=True)
-            labels = self._pipeline.decode_labels([record for share in shares for record in share.labels])
-            return labels, self._pipeline.decode_events([])
+            ends = {share.partition.number: share.end().labels for share in shares}
+            return labels.first(few_labels, ends), events.first(0, {})
         if few_events < len(events.batch):
             _cut_shares(shares, events.records[few_events], is_label=False)
             ends = {share.partition.number: share.end().transactions for share in shares}
-            rejects = [found for found in events.rejects if found[0].offset < ends.get(found[0].partition, 0)]
-            events = Input(events.batch.part(0, few_events), events.records[:few_events], rejects)
+            events = events.first(few_events, ends)
             self.most_events = max(_FEWEST, few_events)
         self.most_events = min(self._settings.batch.max_events, self.most_events + self.most_events // 4)
         return labels, events

@@ -210,19 +210,15 @@ class Worker:
         """
         running = self._running()
         topics, limit = self._settings.topics, self._settings.batch.max_events
-        waiting = 0
         events = sum(len(p.waiting_records) for p in running)
-        for topic, queued in (
-            (topics.transactions, events),
-            (topics.labels, sum(len(p.waiting_labels) for p in running)),
-        ):
-            waiting += queued
+        labels = sum(len(p.waiting_labels) for p in running)
+        for topic, queued in ((topics.transactions, events), (topics.labels, labels)):
             stands = topic in self._paused_topics
             if (queued >= (limit if stands else 2 * limit)) != stands:
                 change = self._consumer.resume if stands else self._consumer.pause
                 change([TopicPartition(topic, p.number) for p in running])
                 self._paused_topics ^= {topic}
-        busy = waiting > 0 or len(running) < len(self._partitions)
+        busy = events + labels > 0 or len(running) < len(self._partitions)
         wait_ms = _RETRY_WAIT_MS if self._waiting_for_store else 0 if busy else self._settings.batch.max_wait_ms
         with self._metrics.stage("poll"):
             polled = self._consumer.poll(max(1, limit - events), wait_ms)

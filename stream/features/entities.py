@@ -219,18 +219,21 @@ class EntityValues:
 
         return self._keep(("newest genuine",), compute)
 
-    def _streaks(self, unexplained: bool) -> tuple[F64, F64]:
-        """Length and age of the streak of each group: (G,) each."""
-        length, age = np.zeros(len(self._group_first)), np.full(len(self._group_first), np.nan)
-        if not len(self._judged):
-            return length, age
-        frauds = self._judged_days("day_unexplained" if unexplained else "day_fraud")
-        place = np.arange(self.table.length)
-        streak = (frauds > 0) & (place < self._newest_genuine()[self._judged, None])
-        length[self._judged] = np.where(streak, frauds, 0).sum(axis=1)
-        oldest = np.where(streak, place, -1).max(axis=1)
-        age[self._judged] = np.where(oldest >= 0, oldest, np.nan)
-        return length, age
+    def _streaks(self, unexplained: bool) -> F64:
+        """(2, G): length and age of the streak of each group."""
+
+        def compute() -> F64:
+            length, age = np.zeros(len(self._group_first)), np.full(len(self._group_first), np.nan)
+            if len(self._judged):
+                frauds = self._judged_days("day_unexplained" if unexplained else "day_fraud")
+                place = np.arange(self.table.length)
+                streak = (frauds > 0) & (place < self._newest_genuine()[self._judged, None])
+                length[self._judged] = np.where(streak, frauds, 0).sum(axis=1)
+                oldest = np.where(streak, place, -1).max(axis=1)
+                age[self._judged] = np.where(oldest >= 0, oldest, np.nan)
+            return np.stack([length, age])
+
+        return self._keep(("streaks", str(unexplained)), compute)
 
     @cached_property
     def _judged(self) -> I64:

@@ -68,6 +68,7 @@ class EntityTable:
         self.delay = _whole_days(label_delay)
         self.lengths = np.array([self._days_kept(entity) for entity in entities], dtype=np.int64)
         self.length = int(self.lengths.max(initial=1))
+        self._equal = bool((self.lengths == self.length).all())
         self.width_ms = dict(zip(short, tile_widths_ms(short).tolist(), strict=True))
         kept = {name for names in (keeps or {}).values() for name in names}
         counts = (
@@ -111,7 +112,7 @@ class EntityTable:
 
     def within(self, days: NDArray[Any], slots: Slots) -> NDArray[Any]:
         """(n, K) counts by age in days of n rows, without those that are older than the row's kind keeps."""
-        if (self.lengths == self.length).all():
+        if self._equal:
             return days
         kept: NDArray[Any] = np.where(np.arange(self.length) < self.lengths[slots // self.capacity, None], days, 0)
         return kept
@@ -181,7 +182,7 @@ class EntityRows:
         own_tiles = [named[tiles(window)] for window in entity.windows if window in table.width_ms]
         own_days = [named[name] for name in table.counted_days if name not in OPTIONAL or name in keeps]
         self._counts, self._frauds = (*own_tiles, *own_days), tuple(named[name] for name in FRAUDS)
-        own = {field.name for field in (*_FIXED, *self._counts, *self._frauds)} | {field.name for field in _SIGHT}
+        own = {field.name for field in (*_FIXED, *_SIGHT, *self._counts, *self._frauds)}
         kept = [field for field in fields if field.name.removeprefix("other_") in own or field.name in own]
         self.pool = RowPool(entity.name, kept, table.capacity, table.part(kind))
         blocks = range(-(-self.length // _BLOCK) + 1)

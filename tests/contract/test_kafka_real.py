@@ -205,6 +205,12 @@ def test_a_topic_that_the_client_alone_lacks_is_asked_for_again(apache_kafka: Ap
     reader._topics._partition_counts = lambda _: {}
     with pytest.raises(TopicError, match="riskstream topics create"):
         reader.end_offset(asked)
+    # The topic was made anew, with fewer partitions.
+    reader._topics._known[topic], reader._topics._partition_counts = 2, lambda _: {topic: 1}
+    with pytest.raises(UnavailableError, match="find it again"):
+        reader.end_offset(TopicPartition(topic, 1))
+    with pytest.raises(TopicError, match="there is no partition 1"):
+        reader.end_offset(TopicPartition(topic, 1))
     reader._vendor = vendor
     cluster.close()
 

@@ -164,6 +164,31 @@ def test_a_turn_that_a_busy_account_cuts_short_takes_each_message_once(clock: Ma
     assert compare(cluster, clock) == []
 
 
+def test_a_turn_that_labels_of_one_account_cut_short_takes_each_message_once(clock: ManualClock) -> None:
+    """Poison before and behind the cut; the transactions published behind the labels that wait are not lost."""
+    cluster = Cluster(clock, partitions=2)
+    traffic = Traffic(8, 2, accounts_each=1)
+    cluster.publish(Chunk(tuple(traffic.event() for _ in range(80))))
+    clock.advance_ms(1_000)
+    known = [event for past in traffic.past.values() for event in past]
+    sent: list[Item] = []
+    for i, event in enumerate(known):
+        sent.append(traffic.label(event, fraud=i % 2 == 0))
+        if i % 5 == 0:
+            sent.append(Item("labels", sent[-1].key, b"poison"))
+    cluster.publish(Chunk(tuple(sent)))
+    clock.advance_ms(1_000)
+    cluster.publish(Chunk(tuple(traffic.event() for _ in range(20))))
+    worker = cluster.worker("w0")
+    while not cluster.drained():
+        worker.run_once()
+        clock.advance_ms(20)
+    worker.finish()
+    dead = [origin for origin, _ in cluster.contents().dead_letters.ordered]
+    assert len(dead) == len(set(dead)) == sum(item.value == b"poison" for item in sent)
+    assert compare(cluster, clock) == []
+
+
 def test_topics_that_cannot_work_together_stop_the_start(clock: ManualClock) -> None:
     cluster = Cluster(clock)
     cluster.broker._topics.pop(TOPICS.alerts)

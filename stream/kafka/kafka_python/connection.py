@@ -113,6 +113,7 @@ class KnownTopics:
     def recheck(self, topics: list[str]) -> None:
         """TopicError if one of them is gone by now. Blocks for a request."""
         present = self._partition_counts(topics)
+        self._known.update(present)
         for topic in topics:
             if topic not in present:
                 self._known.pop(topic, None)

@@ -211,6 +211,8 @@ def send_traffic(scene: Scene, simulation: Simulation, current: Path) -> None:  
     until(lambda: bool(settled.values('riskstream_drift_psi{column!="probability"}')), "Prometheus has the figures")
     firing = 'ALERTS{alertname="RiskstreamModelFailing", alertstate="firing"}'
     until(lambda: bool(settled.values(firing)), "a refused bundle is an alert")
+    # A scrape and an evaluation of the recorded series lie between the last commit and this.
+    until(lambda: settled.values("riskstream:consumer_lag_events:sum") == [0, 0], "nothing waits, by Prometheus")
     point(current, scene.bundle)
     # At once, before the last wave leaves the window of the rates.
     for query in panel_queries(VARIABLES):

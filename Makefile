@@ -26,7 +26,8 @@ help: ## this list
 
 setup: $(READY) ## .venv with every dependency, from requirements.lock and its hashes
 
-# Only when the lock or the project file is newer than the last setup.
+# Only when the lock or the project file is newer than the last setup. Compiled at once, because where Python may not
+# write bytecode (PYTHONDONTWRITEBYTECODE) every process would compile torch anew: a second of CPU at each start.
 $(READY): requirements.lock pyproject.toml
 	@command -v $(PYTHON) > /dev/null || { \
 	  echo "$(PYTHON) is not here. Install Python 3.11 or newer (Debian: apt-get install python3 python3-venv)." >&2; exit 1; }
@@ -37,7 +38,7 @@ $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m uv --version 2> /dev/null | grep -qF 'uv $(UV_VERSION)' || \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv==$(UV_VERSION)'
-	$(BIN)/python -m uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/python -m uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 

@@ -232,10 +232,9 @@ def moved_on(counts: NDArray[Any], places: I64) -> NDArray[Any]:
         return counts
     length = counts.shape[1]
     moved = counts.copy()
-    source = np.arange(length) - places[rows][:, None]
+    source = np.arange(length) - places[rows, None]
     inside = (source >= 0) & (source < length)
-    taken = np.take_along_axis(counts[rows], np.clip(source, 0, length - 1), axis=1)
-    moved[rows] = np.where(inside, taken, 0)
+    moved[rows] = np.where(inside, counts[rows[:, None], np.where(inside, source, 0)], 0)
     return moved
 
 

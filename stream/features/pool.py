@@ -98,7 +98,8 @@ class RowPool:
         self._partition[slots] = partition
         self._used_at[slots] = self._turn
         self.dirty[slots] = False
-        self.clear_fields(slots[slots < used_before])
+        if used_before > slots.min(initial=used_before):
+            self.clear_fields(slots[slots < used_before])
         # What was never used is all zeros, in pages that need not be touched for it.
         fresh = slots[slots >= used_before]
         for field in self.fields:

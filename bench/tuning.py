@@ -28,10 +28,11 @@ SWEEPS: dict[str, tuple[str, tuple[object, ...]]] = {
     "arena": ("state__arena_accounts", (8_192, 32_768, 131_072)),
     "partitions": ("partitions", (1, 4, 16)),
     "workers": ("workers", (1, 2)),
-    "linger": ("kafka__linger_ms", (0, 5, 20)),
+    "linger": ("batch__linger_ms", (0, 10, 20, 50)),
+    "producer-linger": ("kafka__linger_ms", (0, 5, 20)),
     "client": ("kafka__client", ("kafka-python", "confluent")),
 }
-_LATENCY_TOO = frozenset({"batch", "flush", "linger", "client", "partitions"})
+_LATENCY_TOO = frozenset({"batch", "flush", "linger", "producer-linger", "client", "partitions"})
 
 
 def main() -> int:
@@ -49,8 +50,10 @@ def main() -> int:
         for name, (setting, values) in SWEEPS.items():
             if options.sweeps and name not in options.sweeps:
                 continue
-            print(f"\n| {setting.replace('__', '.')} | worker us/event | events/s | memory MiB | p50 ms | p99 ms |")
-            print("| --- | --- | --- | --- | --- | --- |")
+            print(
+                f"\n| {setting.replace('__', '.')} | worker us/event | events/s | memory MiB | p50 ms | p99 ms | "
+                f"us/event at {_RATE:,}/s |\n{'| --- ' * 7}|"
+            )
             for value in values:
                 figures = _throughput(job, setting, value)
                 if name in _LATENCY_TOO:
@@ -108,7 +111,8 @@ def _throughput(job: Job, setting: str, value: object) -> dict[str, Any]:
 
 
 def _row(value: object, figures: dict[str, Any]) -> str:
-    latency = [f"{figures['latency'][name]:g}" if "latency" in figures else "" for name in ("p50", "p99")]
+    open_loop = figures.get("latency", {})
+    latency = [f"{open_loop[name]:.0f}" if open_loop else "" for name in ("p50", "p99", "worker_us")]
     cells = [str(value), f"{figures['worker_us']:.0f}", f"{figures['events_per_s']:,.0f}", str(figures["memory_mib"])]
     return f"| {' | '.join([*cells, *latency])} |"
 

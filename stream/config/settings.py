@@ -159,6 +159,12 @@ class BatchSettings(Section):
         le=1_000,
         description="longest that poll waits for the first event; a turn takes what is there",
     )
+    linger_ms: int = Field(
+        default=0,
+        ge=0,
+        le=1_000,
+        description="a turn begins at least so long after the one before, unless a full one waits: fewer and larger turns",
+    )
     max_message_bytes: int = Field(default=65_536, ge=1_024, description="larger messages are dead letters")
     max_values: int = Field(
         default=8_192, ge=8_192, description="a message with more values (members, items) is a dead letter"

@@ -102,6 +102,7 @@ class Worker:
             while not stop.is_set():
                 try:
                     self.run_once()
+                    stop.wait(self._gathers_s())
                 except UnavailableError as error:
                     # Kafka is away between two turns: nothing has been taken, so nothing is lost by asking again.
                     self._log.warning("Kafka is away", error=str(error))
@@ -201,6 +202,16 @@ class Worker:
                 self._ends.pop(tp, None)
 
     # --- one turn
+
+    def _gathers_s(self) -> float:
+        """How long events may gather before the next turn, in seconds. 0 where a full one waits, or a partition does."""
+        running, topic = self._running(), self._settings.topics.transactions
+        rest = self._last_turn + self._settings.batch.linger_ms / 1000 - self._clock.monotonic()
+        if rest <= 0 or not running or len(running) < len(self._partitions):
+            return 0.0
+        ends = [self._consumer.known_end_offset(TopicPartition(topic, p.number)) or 0 for p in running]
+        waiting = sum(max(0, end - p.done.transactions) for end, p in zip(ends, running, strict=True))
+        return 0.0 if waiting >= self._turn.most_events else rest
 
     def _poll(self) -> None:
         """Fills the queues up to a full turn. Of a topic of which two wait no more is read: memory stays bounded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -91,6 +92,36 @@ def test_it_waits_while_kafka_is_away(clock: ManualClock, monkeypatch: pytest.Mo
     cluster.worker("w0", stop).run(stop.event)
     monkeypatch.undo()
     assert failures[0] > 30
+    assert cluster.drained()
+    assert compare(cluster, clock) == []
+
+
+def test_events_gather_between_turns_unless_a_full_turn_waits(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(clock, given={"batch.linger_ms": 50})
+    traffic = Traffic(8, 2)
+    waits: list[tuple[float, int]] = []
+    stop = Stop(clock, 10_000)
+
+    def wait(self: threading.Event, timeout: float | None = None) -> bool:
+        if timeout:
+            waits.append((timeout, sum(cluster.committed().values())))
+            if len(waits) > 30:
+                stop.event.set()
+            elif len(waits) <= 20:
+                cluster.publish(events(traffic, 3 if len(waits) > 1 else 100))
+            clock.advance_ms(int(timeout * 1000))
+        return self.is_set()
+
+    monkeypatch.setattr(threading.Event, "wait", wait)
+    cluster.worker("w0", stop).run(stop.event)
+    monkeypatch.undo()
+    assert max(seconds for seconds, _ in waits) <= 0.05
+    assert min(seconds for seconds, _ in waits) > 0.02, "a poll takes 10 ms of this clock"
+    gained = [after - before for (_, before), (_, after) in pairwise(waits)]
+    assert gained[0] > 100 - 16, "a backlog does not wait"
+    assert set(gained[2:20]) == {3}, "what came meanwhile is one turn"
     assert cluster.drained()
     assert compare(cluster, clock) == []
 

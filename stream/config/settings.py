@@ -163,7 +163,7 @@ class BatchSettings(Section):
         default=0,
         ge=0,
         le=1_000,
-        description="a turn begins at least so long after the one before, unless a full one waits: fewer and larger turns",
+        description="a turn begins at least so long after the last, unless a full one waits: fewer, larger turns",
     )
     max_message_bytes: int = Field(default=65_536, ge=1_024, description="larger messages are dead letters")
     max_values: int = Field(

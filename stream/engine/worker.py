@@ -204,7 +204,7 @@ class Worker:
     # --- one turn
 
     def _gathers_s(self) -> float:
-        """How long events may gather before the next turn, in seconds: not at all while a full one or a restore waits."""
+        """How long events may gather before the next turn, in seconds: 0 where a full one waits, or a restore."""
         running, topic = self._running(), self._settings.topics.transactions
         rest = self._last_turn + self._settings.batch.linger_ms / 1000 - self._clock.monotonic()
         if rest <= 0 or not running or len(running) < len(self._partitions):

@@ -205,12 +205,12 @@ class Worker:
 
     def _gathers_s(self) -> float:
         """How long events may gather before the next turn, in seconds: 0 where a full one waits, or a restore."""
-        running, topic = self._running(), self._settings.topics.transactions
         rest = self._last_turn + self._settings.batch.linger_ms / 1000 - self._clock.monotonic()
-        if rest <= 0 or not running or len(running) < len(self._partitions):
+        running = self._running() if rest > 0 else []
+        if not running or len(running) < len(self._partitions):
             return 0.0
-        ends = [self._consumer.known_end_offset(TopicPartition(topic, p.number)) or 0 for p in running]
-        waiting = sum(max(0, end - p.done.transactions) for end, p in zip(ends, running, strict=True))
+        topic = self._settings.topics.transactions
+        waiting = sum(self._lag(TopicPartition(topic, p.number), p.done.transactions) for p in running)
         return 0.0 if waiting >= self._turn.most_events else rest
 
     def _poll(self) -> None:
@@ -440,13 +440,17 @@ class Worker:
                 # A fetch from before reading stopped knows less than a later question.
                 end = self._ends[tp] = max(end_of(tp) or 0, self._ends.get(tp, 0))
                 if end:
-                    self._metrics.consumer_lag.labels(tp.topic, label).set(max(0, end - committed))
+                    self._metrics.consumer_lag.labels(tp.topic, label).set(self._lag(tp, committed))
             flushed = partition.checkpoint or partition.base
             self._metrics.checkpoint_lag.labels(label).set(sum(partition.done) - sum(flushed))
         self._metrics.labels_waiting.set(sum(len(p.waiting_labels) for p in self._partitions.values()))
         self._keeper.measure()
 
     # --- small questions
+
+    def _lag(self, tp: TopicPartition, committed: int) -> int:
+        """Records of an input that are not done, as far as the last measurement saw it."""
+        return max(0, self._ends.get(tp, 0) - committed)
 
     def _running(self) -> list[Partition]:
         return [p for p in self._partitions.values() if p.phase is Phase.RUNNING]

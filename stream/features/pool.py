@@ -49,6 +49,7 @@ class RowPool:
         self.kind = kind
         self.capacity = capacity
         self.fields = tuple(fields)
+        self._not_zero = [field for field in self.fields if field.empty != 0]
         self._arrays = allocate(fields, capacity) if arrays is None else arrays
         self.dirty = self._arrays["dirty"]
         self.identity: list[str] = [""] * capacity
@@ -98,19 +99,17 @@ class RowPool:
         self._partition[slots] = partition
         self._used_at[slots] = self._turn
         self.dirty[slots] = False
-        if used_before > slots.min(initial=used_before):
-            self.clear_fields(slots[slots < used_before])
+        recycled = slots < used_before
+        self._clear(self.fields, slots[recycled])
         # What was never used is all zeros, in pages that need not be touched for it.
-        fresh = slots[slots >= used_before]
-        for field in self.fields:
-            if field.empty != 0:
-                self._arrays[field.name][fresh] = field.empty
+        self._clear(self._not_zero, slots[~recycled])
         return slots
 
-    def clear_fields(self, slots: Slots) -> None:
-        """Makes the rows empty again."""
-        for field in self.fields:
-            self._arrays[field.name][slots] = field.empty
+    def _clear(self, fields: Sequence[RowField], slots: Slots) -> None:
+        """Makes these fields of the rows empty."""
+        if len(slots):
+            for field in fields:
+                self._arrays[field.name][slots] = field.empty
 
     def partition_of(self, slots: Slots) -> NDArray[np.int32]:
         return self._partition[slots]
